@@ -36,6 +36,7 @@ from ingest.formats.post import (
 )
 from ingest.model.block import PG_EPOCH_US, Block, device_needles, encode_rows, metric_after
 from ingest.model.errors import Refused
+from ingest.model.moments import encode_placed
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
 
 KEPT_BYTES_MAX = 8 * 1024 * 1024  # of all names: 30,000 devices
@@ -143,13 +144,32 @@ def valid_needles(device_ids: list[str]) -> list[bytes]:
 SERIES = SeriesCache()
 
 
+def encode(
+    times_pg_us: Sequence[int],
+    names: Sequence[bytes],
+    values: Sequence[float],
+    owners: Sequence[int] | None,
+    post: Post,
+) -> tuple[bytes, Sequence[int] | None]:
+    """Encode readings, each in the row of its home; return the tuples, and the owners in order.
+
+    The first three arguments are those of `encode_rows`. `owners[i]` is the item of reading i.
+    """
+    if not post.rules.tables:
+        return encode_rows(times_pg_us, names, values), owners
+    tuples, order = encode_placed(times_pg_us, names, values, post.rules.tables)
+    if order is None:
+        return tuples, owners
+    return tuples, order if owners is None else [owners[each] for each in order]
+
+
 class Rows(Struct, frozen=True, gc=False):
     """Encoded rows of some items. `items[i]` is the item of row i; None: row i is of item i."""
 
     tuples: bytes
     rows: int
     newest_us: int
-    items: list[int] | None
+    items: Sequence[int] | None
 
 
 class BlockBuilder:
@@ -199,10 +219,12 @@ class BlockBuilder:
         at, rows, block_rows_max = 0, len(names), self._post.rules.post_rows_max
         while at < rows:
             end = min(rows, at + block_rows_max - self._block_rows)
-            part = encode_rows(times_pg_us[at:end], names[at:end], values[at:end])
+            part, part_owners = encode(
+                times_pg_us[at:end], names[at:end], values[at:end], owners[at:end], self._post
+            )
             self._parts.append(part)
             self._bytes += len(part)
-            self._owners.extend(owners[at:end])
+            self._owners.extend(part_owners or ())
             self._block_rows += end - at
             self._newest_us = max(self._newest_us, newest_us)
             if self._block_rows == block_rows_max:
@@ -311,8 +333,10 @@ class ItemReader:
                 newest_us = max(newest_us, ts_us)
                 owners += [place] * len(by_metric)
         self.is_all_bad = not names
-        tuples = encode_rows(times_pg_us, names, values) if names else b""
-        self.keep(Rows(tuples, len(names), newest_us, owners), len(items))
+        tuples, ordered = (
+            encode(times_pg_us, names, values, owners, self.post) if names else (b"", owners)
+        )
+        self.keep(Rows(tuples, len(names), newest_us, ordered), len(items))
 
     def keep(self, rows: Rows, items: int) -> None:
         """Add the rows of the next items. Raises Refused (`too_many_readings`)."""

@@ -16,10 +16,10 @@ from typing import Any
 
 import orjson
 
-from ingest.formats.block_builder import SERIES, Rows
+from ingest.formats.block_builder import SERIES, Rows, encode
 from ingest.formats.post import EXACT_MAX, Post, too_many
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
-from ingest.model.block import PG_EPOCH_US, Block, encode_row, encode_rows
+from ingest.model.block import PG_EPOCH_US, Block, encode_row
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
 Item = dict[str, Any]
@@ -78,7 +78,10 @@ def one(item: Item, body: bytes, post: Post) -> Rows | None:
             names = SERIES.devices[device_id] + SERIES.metrics[metric]
         except KeyError:
             names = SERIES.names(metric, device_id)
-        row = encode_row(ts_us, names, value)
+        if post.rules.tables:
+            row, _ = encode([ts_us - PG_EPOCH_US], [names], [value], None, post)
+        else:
+            row = encode_row(ts_us, names, value)
     except _DOUBTS:
         return None
     return Rows(row, 1, ts_us, None)
@@ -119,7 +122,8 @@ def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
             )
     except _DOUBTS:
         return None
-    return Rows(encode_rows(times.pg_us, names, values), count, times.newest_us, None)
+    tuples, owners = encode(times.pg_us, names, values, None, post)
+    return Rows(tuples, count, times.newest_us, owners)
 
 
 def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
@@ -154,8 +158,8 @@ def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     if not _are_allowed(items, post):
         return None
     names = SERIES.all_names(metrics, device_ids)
-    tuples = encode_rows(row_times_pg_us, names, row_values)
-    return Rows(tuples, len(names), times.newest_us, owners)
+    tuples, ordered = encode(row_times_pg_us, names, row_values, owners, post)
+    return Rows(tuples, len(names), times.newest_us, ordered)
 
 
 def _are_allowed(items: list[Item], post: Post) -> bool:
