@@ -38,9 +38,9 @@ The main files of each folder:
     MAIN HOUSE
     cli/            commands finds a command; serve, and one file or folder for each other one
     web/            handlers: the pages of the data port in an app of aiohttp, of somebody else
-    app/            makes and connects the parts: pipeline/ (core = receiving + writing; the same for
-                    programs of others), service (the core with ports), process (start, stop, last
-                    line); health, space, housekeeping, metrics_and_causes, annexes
+    app/            makes and connects the parts: pipeline/ (core = receiving + writing; it is
+                    also for programs of others), service (the core with ports), process (start,
+                    stop, last line); health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (the data port), posts (the way from a request to its answer), pages/
                     (what json, lines and mapped say differently), keeping and small_posts (keep
