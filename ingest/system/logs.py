@@ -30,7 +30,7 @@ TEXT_CHARACTERS_MAX = 4_000
 LIBRARY_PERIOD_S = 10.0
 KEYS_MAX = 1_000
 
-is_of_program = False  # whether lines are records of `logging`
+is_of_program = False  # in a program of others, where lines are records of `logging`
 _COLOURS = {"warning": 33, "error": 31, "critical": 31}
 _PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)  # a value that needs no quotes
 # DEL, C1 controls, line and paragraph separators, marks that change the direction of the text. JSON
@@ -64,12 +64,6 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [_FromLibrary()]
     root.setLevel(max(least, logging.WARNING))  # below that, libraries write lines that help nobody
-
-
-def leave_to_program() -> None:
-    """From now on lines are records of `logging`, unless `configure` has said where they go."""
-    global is_of_program  # noqa: PLW0603  so is what `configure` sets
-    is_of_program = not isinstance(structlog.get_config()["logger_factory"], _Lines)
 
 
 def get_logger(part: str = "") -> Any:

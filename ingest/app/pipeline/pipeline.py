@@ -147,7 +147,7 @@ class Pipeline:
         if self._loop is not None:
             raise RuntimeError("a pipeline is entered once")
         self._loop = asyncio.get_running_loop()
-        logs.leave_to_program()
+        logs.is_of_program = True
         check_settings(self._settings)
         async with AsyncExitStack() as until_end:
             settings = self._settings
