@@ -236,8 +236,9 @@ async def _create(
     if first:
         done += await first(connection)
     if like["device_index"]:
+        names = ", ".join(map(quoted, (*target.key[1:], "ts")))
         await connection.execute(
-            f"create index {quoted(plain.device_index)} on {target.name} (device_id, ts)"
+            f"create index {quoted(plain.device_index)} on {target.name} ({names})"
         )
     return done
 
