@@ -15,7 +15,7 @@ from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
 from ingest.app.annexes import annexes
-from ingest.app.database import housekeeping_url, late_partitions, make_sink
+from ingest.app.database import housekeeping_url, late_of_tables, make_sink
 from ingest.app.metrics_and_causes import own_metrics
 from ingest.app.post_rules import make_rules
 from ingest.config.settings import Settings, hold_probe_s, split_address
@@ -123,7 +123,7 @@ class AdminSide:
             settings,
             name="iot-ingest dashboard replay",
             known=known,
-            late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
+            late=late_of_tables(settings, housekeeping_url(settings, url), eager=True),
         )
         curves = (each.rolled_curve() for each in annexes() if each.rolled_curve is not None)
         self._lookup = Lookup(url, known, run=self._words["run"], rolled_curve=next(curves, None))

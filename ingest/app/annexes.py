@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
     from ingest.sinks.postgres.housekeeping.runs import Job
     from ingest.sinks.postgres.lookup import RolledCurve
+    from ingest.sinks.postgres.schema import TargetTable
 
 # Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
 MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
@@ -41,8 +42,8 @@ class Annex(NamedTuple):
 
     That file must load quickly, and no library of the annex. `jobs` returns jobs of the
     housekeeping; their long steps ask the function whether to stop. `late_partitions` returns what
-    makes partitions for late readings; its last parameter is `eager`. `rolled_curve` returns
-    what answers the page from rollups.
+    makes partitions for late readings of a table. `rolled_curve` returns what answers the page
+    from rollups.
     """
 
     causes: Mapping[str, Cause] = MappingProxyType({})
@@ -50,7 +51,7 @@ class Annex(NamedTuple):
     checks: MakeChecks | None = None
     letters: FindLetters | None = None
     jobs: Callable[[Settings, Callable[[], bool]], list[Job]] | None = None
-    late_partitions: Callable[[Settings, DatabaseUrl, bool], KnownPartitions] | None = None
+    late_partitions: Callable[[Settings, DatabaseUrl, TargetTable], KnownPartitions] | None = None
     rolled_curve: Callable[[], RolledCurve] | None = None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ingest.app.annexes import annexes, check_settings
 from ingest.app.database import (
     housekeeping_url,
-    late_partitions,
+    late_of_tables,
     make_target,
     partitions_ahead,
     timeouts,
@@ -123,7 +123,7 @@ class Housekeeping:
         self._settings = settings
         self._disk_free_bytes = disk_free_bytes
         self._url = housekeeping_url(settings, url)
-        self.late = late_partitions(settings, self._url)
+        self.late = late_of_tables(settings, self._url)
         self._stopping = asyncio.Event()  # until `run` is given another one
         self._jobs = housekeeping_jobs(settings, lambda: self._stopping.is_set())  # noqa: PLW0108
         self._view: View | None = None  # as the last run has left it

@@ -55,9 +55,8 @@ class LatePartitions(KnownPartitions):
         limit: LateLimit,
         partitions_max: int,
         policy: Policy | None,
-        eager: bool = False,
     ) -> None:
-        super().__init__(url, timeouts, span=span, target=target, limit=limit, eager=eager)
+        super().__init__(url, timeouts, span=span, target=target, limit=limit)
         self._configured = limit
         self._partitions_max = partitions_max
         self._policy = policy

@@ -44,7 +44,7 @@ async def replay(
     """Replay the selected letters; the exit code is 1 if some of them are left."""
     from ingest.app.database import (  # noqa: PLC0415
         housekeeping_url,
-        late_partitions,
+        late_of_tables,
         make_sink,
     )
     from ingest.cli.context import database  # noqa: PLC0415
@@ -63,7 +63,7 @@ async def replay(
             return await _replay(args, settings, store, where, None)
         async with database(settings) as url:
             own_url = housekeeping_url(settings, lambda: url)
-            late = late_partitions(settings, own_url, eager=True)
+            late = late_of_tables(settings, own_url, eager=True)
             sink = make_sink(url, settings, name="iot-ingest dlq replay", late=late)
             try:
                 return await _replay(args, settings, store, where, sink)

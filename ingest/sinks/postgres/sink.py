@@ -18,10 +18,12 @@ from asyncpg import Connection
 
 from ingest.model.block import Refusal, row_offsets, row_times_us
 from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
+from ingest.model.moments import runs
 from ingest.model.ports import SetAside, Stored
 from ingest.sinks.postgres import statements
 from ingest.sinks.postgres.checked_connection import CheckedConnection
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
+from ingest.sinks.postgres.housekeeping.known_partitions import PartitionsOfTables
+from ingest.sinks.postgres.schema import TargetTable
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
 _ISOLATING = "; set constraints all immediate; savepoint range"
@@ -38,7 +40,7 @@ _DUPLICATE_STAY = 20
 class SinkPostgres(CheckedConnection):
     """A ports.Sink on one connection, which is opened when it is first needed."""
 
-    late: KnownPartitions | None = None  # shared by the sinks of a process
+    late: PartitionsOfTables | None = None  # shared by the sinks of a process
     _staging_on: Connection | None = None  # the connection that has the staging table
     _duplicate_run = 0
     _idempotent_left = 0
@@ -54,8 +56,9 @@ class SinkPostgres(CheckedConnection):
         except WriteFailed as failed:
             if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
                 raise
-            if not await self.late.make_for(_times_us(tuples)):
-                failed.known_rows = self.late.knows
+            times_us = self._times_us(tuples)
+            if not await self.late.make_for(times_us):
+                failed.known_rows = all(self.late.of(each).knows for each in times_us)
                 raise
             await self.ready()
             committed = await self._write(tuples, idempotent=idempotent)
@@ -97,7 +100,7 @@ class SinkPostgres(CheckedConnection):
         """Find the rows that the database refuses; commit the others in the same transaction."""
         await self.ready()
         if self.late is not None and self.late.eager:
-            await self.late.make_for(_times_us(tuples))
+            await self.late.make_for(self._times_us(tuples))
         data, numbers, bad = self._without_partition(b"".join(tuples))
         offsets = row_offsets(data)
         committed = start = 0
@@ -128,13 +131,23 @@ class SinkPostgres(CheckedConnection):
                 self.drop()
         return Stored(committed, rows - len(bad) - committed)
 
+    def _times_us(self, tuples: Sequence[bytes]) -> dict[TargetTable, list[int]]:
+        """Return the times of the rows of each table."""
+        readings = self._known.target
+        found: dict[TargetTable, list[int]] = {}
+        for run in runs(b"".join(tuples)):
+            table = readings if run.form is None else TargetTable(readings.schema, run.form.table)
+            found.setdefault(table, []).extend(run.times_us())
+        return found
+
     def _without_partition(self, data: bytes) -> tuple[bytes, Sequence[int], list[Refusal]]:
         """Return the rows to try, their numbers, and those of which it is known: no partition."""
         offsets = row_offsets(data)
         rows = len(offsets) - 1
-        if self.late is None or not self.late.knows:
+        late = None if self.late is None else self.late.of(self._known.target)
+        if late is None or not late.knows:
             return data, range(rows), []
-        why_not, numbers, bad = self.late.why_not, list[int](), list[Refusal]()
+        why_not, numbers, bad = late.why_not, list[int](), list[Refusal]()
         for row, ts_us in enumerate(row_times_us(data, offsets)):
             if why := why_not(ts_us):
                 bad.append(Refusal(row, MISSING, why.message, None, True, why.final))
@@ -211,11 +224,6 @@ class SinkPostgres(CheckedConnection):
         self._duplicate_run += 1
         if self._duplicate_run >= _DUPLICATE_RUN:
             self._idempotent_left = _DUPLICATE_STAY
-
-
-def _times_us(tuples: Sequence[bytes]) -> list[int]:
-    data = b"".join(tuples)
-    return row_times_us(data, row_offsets(data))
 
 
 def _bad_row(row: int, failed: WriteFailed) -> Refusal:
