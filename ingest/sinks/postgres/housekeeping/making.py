@@ -336,7 +336,25 @@ async def first_partitions(
     """
     if span == NONE or await connection.fetchval(_HAS_TIMESCALEDB):
         return None
+    return _begins(span, ahead, target)
 
+
+async def partitions_like(
+    connection: Connection,
+    readings: TargetTable,
+    span: str,
+    ahead: PartitionsAhead,
+    target: TargetTable,
+) -> schema.OnMade | None:
+    """Return what makes the first partitions of a new declared table (`target`).
+
+    They have the same span as those of `readings`. None: `readings` has none of ours.
+    """
+    view = await look_at(connection, readings.name, span, target=readings, sizes=False)
+    return _begins(view.span, ahead, target) if view.kind == PARTITIONED and view.ours else None
+
+
+def _begins(span: str, ahead: PartitionsAhead, target: TargetTable) -> schema.OnMade:
     async def begin(connection: Connection) -> list[str]:
         view = await look_at(connection, target.name, span, target=target)
         made = await ahead.begin(connection, view._replace(span=span))
