@@ -37,6 +37,7 @@ The main files of each folder:
 
     MAIN HOUSE
     cli/            commands finds a command; serve, and one file or folder for each other one
+    web/            handlers: the pages of the data port in an app of aiohttp, of somebody else
     app/            makes and connects the parts: process (start, stop, last line), service =
                     receiving + writing; health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 VALUE = "value"  # a field of this name is not in the metric, see formats/lines/keys.py
+ALL_READINGS = "all_readings"  # the view of `readings` and of all declared tables
 HOMES_KEPT_MAX = 10_000  # metrics; a home is found again in some 2 us
 # Measurement and field, and then the other tags: up to the first comma that no `\` stands before.
 _STEM = re.compile(r"((?:[^\\,]|\\.)+)(?:,(.+))?", re.DOTALL)

@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("receiver", "dead_letters"),
         ("admin",),
         ("app",),
-        ("cli",),
+        ("cli", "web"),
         ("years", "roles", "mqtt"),  # the annexes
     ),
     "loadgen": (
@@ -49,7 +49,7 @@ INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
 # Libraries that one folder alone may know. All others are free. The longest name counts: one folder
 # knows aiohttp's parser of requests, and another one its client.
 LIBRARIES = {
-    "aiohttp": "ingest/http",
+    "aiohttp": "ingest/http ingest/web",
     "aiohttp.ClientError": "ingest/http_client",
     "aiohttp.ClientResponse": "ingest/http_client",
     "aiohttp.ClientSession": "ingest/http_client",
@@ -247,8 +247,11 @@ def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Fo
 
 
 def init_is_a_docstring(path: PurePosixPath, tree: ast.Module) -> Found:
-    """No re-exports: a name has one address. The package's top also holds its version."""
-    if path.name != "__init__.py":
+    """No re-exports: a name has one address. The package's top also holds its version.
+
+    `web` is for programs of others: they import the folder, and not its files.
+    """
+    if path.name != "__init__.py" or str(path.parent) == "ingest/web":
         return
     for node in tree.body[1:]:
         is_version = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
