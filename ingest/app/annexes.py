@@ -34,6 +34,10 @@ FindLetters = Callable[
     ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
 ]
 FOLDERS = ("years", "roles", "mqtt")
+NOT_OF_DECLARED = (
+    "keep_hot would drop old rows of the declared tables (tables_file) although {} is set, which is "
+    "for the table of readings only: they would be nowhere. Remove one of these three settings"
+)
 OF_YEARS = ("keep_hot", "archive_dir", "rollups")  # settings that nothing else follows
 
 
@@ -111,7 +115,10 @@ def module_of(command: str) -> ModuleType:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise StartError if a setting asks for an annex that is not there."""
+    """Raise StartError if a setting asks for an annex that is not there, or for what none does."""
+    for name in ("archive_dir", "rollups"):
+        if settings.tables_file and settings.keep_hot and getattr(settings, name):
+            raise StartError(NOT_OF_DECLARED.format(name))
     if why := lacking(settings):
         raise StartError(why)
 
