@@ -35,8 +35,9 @@ FindLetters = Callable[
 ]
 FOLDERS = ("years", "roles", "mqtt")
 NOT_OF_DECLARED = (
-    "keep_hot would drop old rows of the declared tables (tables_file) although {} is set, which is "
-    "for the table of readings only: they would be nowhere. Remove one of these three settings"
+    "keep_hot would drop old rows of the declared tables (tables_file) although {} is set, which "
+    "has only what is in the table of readings: they would be nowhere. Remove one of these three "
+    "settings"
 )
 OF_YEARS = ("keep_hot", "archive_dir", "rollups")  # settings that nothing else follows
 
