@@ -1,7 +1,7 @@
 """Partitions for readings that find none: late ones, and those far ahead.
 
-Promises: bounded: for one write partitions are made for AT_ONCE_S, in transactions of GROUP_MAX,
-and at most AT_ONCE_MAX in all; none for a time older than the limit, within a day half of those
+Promises: bounded: for one write partitions of a table are made for AT_ONCE_S, in transactions of
+GROUP_MAX, and at most AT_ONCE_MAX; none for a time older than the limit, within a day half of those
 that `partitions_max` leaves, and after a failure none for a while. So a write waits some seconds at
 most, and once; and no sender takes all partitions at once. All else is set aside, and comes back by
 itself.

@@ -159,7 +159,7 @@ class KnownPartitions:
         if lack is None or monotonic_s() - lack.at_s > LACKING_S:
             return ""
         first, last = (str(rfc3339_or_us(each - each % DAY_US))[:10] for each in lack[:2])
-        return f"{self.target.name}: no partition for readings from {first} to {last}: {lack.why}"
+        return f"{self.target.table}: no partition for readings from {first} to {last}: {lack.why}"
 
     def seen(self, view: View) -> None:
         """Take over that somebody else has made what was lacking."""
@@ -175,7 +175,7 @@ class KnownPartitions:
         if view.ours and ts_us < unix_us() - self.limit.us_max:
             return NoPartition(f"older than {self.limit.words}", final=True)
         why = self._for_a_person(view) or self._why or "it will be made soon"
-        table = self.target.name
+        table = self.target.table
         return NoPartition(f"there is no partition of {table} for this time: {why}", final=False)
 
     def _note_lack(self, times_us: Sequence[int]) -> None:
