@@ -21,7 +21,7 @@ from ingest.app.database import (
     partitions_ahead,
     timeouts,
 )
-from ingest.app.post_rules import make_tables
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
 from ingest.config.values import duration_us
 from ingest.model.causes import Cause, Trouble, trouble_of

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from ingest.access.token_file import TokenFile
 from ingest.access.tokens import OPEN, TOKEN, is_open
-from ingest.config.declared_tables import declared_tables
+from ingest.config.declared_tables import make_tables
 from ingest.config.named_files import listed_entries, state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import full_path, moment_us, nearest
@@ -24,7 +24,6 @@ from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_sour
 from ingest.formats.post import Rules
 from ingest.http.clients import is_loopback
 from ingest.model.errors import ConfigError
-from ingest.model.tables import NO_TABLES, Tables
 from ingest.system.words import command_words
 
 
@@ -40,13 +39,6 @@ def make_rules(settings: Settings) -> Rules:
         sources=make_sources(settings),
         tables=make_tables(settings),
     )
-
-
-def make_tables(settings: Settings) -> Tables:
-    """Return the declared tables. Raises ConfigError."""
-    if not settings.tables_file:
-        return NO_TABLES
-    return Tables(declared_tables(settings.tables_file, settings.table_name))
 
 
 def make_sources(settings: Settings) -> Mapping[str, Source]:

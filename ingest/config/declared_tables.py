@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ingest.config.named_files import listed_entries
+from ingest.config.settings import Settings
 from ingest.config.values import check_name, moment_us, nearest
 from ingest.model.errors import ConfigError
 from ingest.model.moments import COLUMNS_MAX
 from ingest.model.reading import name_fault
-from ingest.model.tables import ALL_READINGS, ColumnTable, stem_of
+from ingest.model.tables import ALL_READINGS, NO_TABLES, ColumnTable, Tables, stem_of
 
 KEYS = ("name", "preset", "metrics", "measurement", "fields", "since")
 OURS = "ingest_"  # what is kept beside the table of readings begins so
@@ -61,6 +62,13 @@ class _Fault(ValueError):
         self.key = key
 
 
+def make_tables(settings: Settings) -> Tables:
+    """Return the declared tables. Raises ConfigError."""
+    if not settings.tables_file:
+        return NO_TABLES
+    return Tables(declared_tables(settings.tables_file, settings.table_name))
+
+
 def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
     """Return the tables of a file; `readings` is the name of the table of readings.
 
@@ -74,7 +82,7 @@ def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
         where = f"{path}, table {number}" + (f" ({name!r:.80})" if name else "")
         try:
             table = _compiled(entry)
-            if table.name in {readings, ALL_READINGS} or table.name.startswith(OURS):
+            if table.name == readings or is_ours(table.name):
                 raise _Fault("name", f"{table.name!r} is taken; choose another one")
             _claim(table, owners)
             tables[table.name] = _joined(tables.get(table.name), table)
@@ -82,6 +90,11 @@ def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
             near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
             raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
     return tables.values()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is that of something which is kept beside the table of readings."""
+    return name == ALL_READINGS or name.startswith(OURS)
 
 
 def _compiled(entry: Mapping[str, Any]) -> ColumnTable:
@@ -128,17 +141,23 @@ def _columns(keys: Mapping[str, Any], key: str, measurement: str) -> tuple[str, 
     for each in columns:
         if not isinstance(each, str):
             raise _Fault(key, f"{each!r:.80} is not a text")
-        if each in RESERVED_COLUMNS:
-            raise _Fault(key, f"each table has a column {each!r} of its own; leave it out")
-        try:
-            check_name(each)
-        except ValueError as error:
-            raise _Fault(key, f"{each!r:.80} {error}") from None
-        if not _NO_TAGS.fullmatch(each):
-            raise _Fault(key, f"{each!r} has a comma: behind it are tags, which are no column")
-        if fault := name_fault(stem_of(measurement, each)):
-            raise _Fault(key, f"the metric of {each!r} {fault[1]}")
+        if fault := column_fault(each, measurement):
+            raise _Fault(key, fault)
     return tuple(columns)
+
+
+def column_fault(column: str, measurement: str) -> str:
+    """Return why a metric or field cannot be a column, or an empty string."""
+    if column in RESERVED_COLUMNS:
+        return f"each table has a column {column!r} of its own; leave it out"
+    try:
+        check_name(column)
+    except ValueError as error:
+        return f"{column!r:.80} {error}"
+    if not _NO_TAGS.fullmatch(column):
+        return f"{column!r} has a comma: behind it are tags, which are no column"
+    fault = name_fault(stem_of(measurement, column))
+    return f"the metric of {column!r} {fault[1]}" if fault else ""
 
 
 def _since_us(keys: Mapping[str, Any]) -> int:

@@ -50,9 +50,9 @@ class WriteFailed(IngestError):
 
     `sqlstate` is None if no server answered (socket, time-out); `reason` is UNREACHABLE then.
     `doubtful` means that the rows may be in the table. `row` is the index of the row that the
-    server named as the cause, `constraint` the constraint that it named. `may_be_row`: with HOLD,
-    that some rows may be the cause, and not an operator. `known_rows`: the sink knows which rows
-    are the cause, without trying them.
+    server named as the cause, `constraint` and `table` the constraint and the table that it named.
+    `may_be_row`: with HOLD, that some rows may be the cause, and not an operator. `known_rows`: the
+    sink knows which rows are the cause, without trying them.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class WriteFailed(IngestError):
         constraint: str | None = None,
         may_be_row: bool = False,
         reason: str = UNREACHABLE,
+        table: str = "",
     ) -> None:
         super().__init__(message)
         self.verdict = verdict
@@ -77,6 +78,7 @@ class WriteFailed(IngestError):
         self.may_be_row = may_be_row
         self.known_rows = False
         self.reason = reason
+        self.table = table
 
 
 class Cause(NamedTuple):

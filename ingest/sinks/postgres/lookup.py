@@ -36,6 +36,7 @@ WAITING_MAX = 8
 READINGS_MAX = 500
 BUCKETS_MAX = 2_000
 METRICS_MAX = 200  # of one device
+SAMPLE_ROWS = 200_000  # newest rows of the last hour, for `metrics_together`
 RECENT_ROWS = 20_000  # newest rows, searched for last values without the index: some 10 ms
 INDEX_ADVICE = (
     "the table has no index for devices: `{run} schema apply --device-index` makes it "
@@ -133,6 +134,17 @@ _LAST_RECENT = f"""
 select distinct on (device_id) device_id, {_US.format("ts")}, metric, value
 from (select * from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
+
+# How many devices and times have the same metrics.
+_TOGETHER = f"""
+with sample as (
+    select ts, device_id, metric from {_SOURCE} r
+    where ts > now() - interval '1 hour' and ts <= now() order by ts desc limit {SAMPLE_ROWS}),
+moments as (
+    select array_agg(distinct metric) as metrics, ts from sample
+    group by device_id, ts)
+select metrics, count(*)::int4 as moments, extract(epoch from now() - min(ts))::float8 as age_s
+from moments group by metrics"""  # noqa: S608
 
 T = TypeVar("T")
 # A curve from rollups, of the table, the device and metric, the times and the step in microseconds.
@@ -340,6 +352,15 @@ class Lookup(OneConnection):
             )
             await self.connection.execute(_SESSION)
         return self.connection
+
+
+async def metrics_together(connection: Connection, target: TargetTable) -> list[Record]:
+    """Return which `metrics` a device had at one time, the number of such `moments`, their `age_s`.
+
+    Of the newest readings of the last hour. The driver's errors pass through.
+    """
+    rows: list[Record] = await connection.fetch(_TOGETHER.replace(_SOURCE, target.source))
+    return rows
 
 
 def _readings(rows: Sequence[Record]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.telegraf import HOSTS, TELEGRAF
-from ingest.app.post_rules import make_rules, make_tables
-from ingest.config.declared_tables import PRESETS
+from ingest.app.post_rules import make_rules
+from ingest.config.declared_tables import PRESETS, make_tables
 from ingest.config.loading import load
 from ingest.config.named_files import ENTRIES_MAX
 from ingest.config.settings import Settings
