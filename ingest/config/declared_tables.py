@@ -16,9 +16,9 @@ from typing import Any
 
 from ingest.config.named_files import listed_entries
 from ingest.config.settings import Settings
-from ingest.config.values import check_name, moment_us, nearest
+from ingest.config.values import check_name, full_path, moment_us, nearest
 from ingest.model.errors import ConfigError
-from ingest.model.moments import COLUMNS_MAX
+from ingest.model.moments import COLUMNS_MAX, reading_bytes_max
 from ingest.model.reading import name_fault
 from ingest.model.tables import ALL_READINGS, NO_TABLES, ColumnTable, Tables, stem_of
 
@@ -66,7 +66,23 @@ def make_tables(settings: Settings) -> Tables:
     """Return the declared tables. Raises ConfigError."""
     if not settings.tables_file:
         return NO_TABLES
-    return Tables(declared_tables(settings.tables_file, settings.table_name))
+    tables = tuple(declared_tables(settings.tables_file, settings.table_name))
+    for table in tables:
+        _check_fits(table, settings)
+    return Tables(tables)
+
+
+def _check_fits(table: ColumnTable, settings: Settings) -> None:
+    """Check that each post fits into the buffer, and into half of a journal: see loading.py."""
+    reading_bytes, rows_max = reading_bytes_max(table), settings.post_rows_max
+    for buffer, share in (("buffer_bytes_max", 1), ("journal_bytes_max", 2)):
+        if rows_max * reading_bytes > getattr(settings, buffer) // share:
+            raise ConfigError(
+                f"{full_path(settings.tables_file)}, table {table.name!r}: a reading takes up to "
+                f"{reading_bytes:,} bytes, so post_rows_max ({rows_max:,}) does not fit into "
+                f"{buffer} ({getattr(settings, buffer):,})"
+                + (", of which a post may use half" if share > 1 else "")
+            )
 
 
 def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:

@@ -25,6 +25,7 @@ SCHEMA = "schema"
 PERMISSION = "permission"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"
+TABLES = "tables"  # those of the settings are not those of the database
 LETTERS_FULL = "dead_letters_full"
 TOO_MANY_CONNECTIONS = "too_many_connections"  # of the server, of the role, or of ours
 NO_STANDBY = "standby_missing"  # each commit waits for a synchronous standby
@@ -168,6 +169,11 @@ CAUSES: dict[str, Cause] = {
     SCHEMA: Cause(
         "the table is not as the service needs it",
         "`{run} schema show` prints the difference. Undo that change.",
+        "ingestonhold",
+    ),
+    TABLES: Cause(
+        "the declared tables are not those that the database has readings of",
+        f"{_READ_MESSAGE} Correct the file of tables (tables_file), then restart.",
         "ingestonhold",
     ),
     PERMISSION: Cause(

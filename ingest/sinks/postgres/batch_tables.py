@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 from ingest.model.block import Refusal
 from ingest.model.moments import RowRun, TableForm, has_sections, runs
-from ingest.sinks.postgres.statements import New
+
+
+class New(NamedTuple):
+    """How many readings of a write are new: in their table, and in `readings` in place of it."""
+
+    in_table: int
+    in_readings: int = 0
 
 
 class TableRows(NamedTuple):
@@ -37,12 +43,12 @@ class TableRows(NamedTuple):
 
 def by_table(tuples: Sequence[bytes], readings: int) -> list[TableRows]:
     """Return the rows of blocks, which have so many readings, by their tables."""
-    if not any(map(has_sections, tuples)):
-        return [TableRows(None, tuples, readings, readings)]
+    data = b"".join(tuples)  # to search in many small blocks would take ten times as long
+    if not has_sections(data):
+        return [TableRows(None, [data], readings, readings)]
     found: dict[TableForm | None, list[RowRun]] = {}
-    for each in tuples:
-        for run in runs(each):
-            found.setdefault(run.form, []).append(run)
+    for run in runs(data):
+        found.setdefault(run.form, []).append(run)
     batch = list[TableRows]()
     for form in _in_order(found):
         of_form = found[form]

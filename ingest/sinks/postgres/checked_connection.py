@@ -225,6 +225,9 @@ class CheckedConnection(OneConnection):
         known = self._known.target
         return known if form is None else schema.ColumnTarget(known.schema, form)
 
+    def _targets(self, forms: Sequence[TableForm | None]) -> list[schema.Target]:
+        return [self._target(form) for form in forms]
+
     async def _check_table(self, form: TableForm | None) -> None:
         """Check in full that a table is as we need it, and that the server keeps a commit."""
         known = self._known
@@ -294,7 +297,6 @@ class CheckedConnection(OneConnection):
         """
         connection = self.connection
         assert connection is not None, "an exchange needs an open connection"
-        targets = [self._target(form) for form in forms]
         limit_s = self._timeouts.connect_s_max if opening else self._timeouts.command_s_max
         sound = False
         try:
@@ -303,7 +305,7 @@ class CheckedConnection(OneConnection):
                     yield connection
                     sound = True
                 except asyncpg.PostgresError as error:
-                    failed = server_failed(error, targets, doubt=doubt)
+                    failed = server_failed(error, self._targets(forms), doubt=doubt)
                     failed.may_be_row &= not opening
                     no_copy = copying and failed.sqlstate == NO_COPY
                     if failed.verdict in _EXAMINED or no_copy or failed.sqlstate == LOCKED:
@@ -317,7 +319,7 @@ class CheckedConnection(OneConnection):
             verdict = Verdict.WAIT if opening else Verdict.RETRY
             raise WriteFailed(verdict, text_of(error), doubtful=doubt) from error
         except asyncpg.PostgresError as error:  # while another one was examined
-            raise server_failed(error, targets, doubt=doubt) from error
+            raise server_failed(error, self._targets(forms), doubt=doubt) from error
         except DRIVER_ERRORS as error:
             raise WriteFailed(Verdict.WAIT, text_of(error), doubtful=doubt) from error
         finally:

@@ -31,6 +31,8 @@ _NUMBER = (701, "float8", "double precision")
 _LOCAL = 1114  # timestamp without time zone
 _NO_TYPMOD = -1  # no precision and no length in brackets
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
+# Two services that start at the same time must not both create a table.
+ALONE = "select pg_advisory_xact_lock(hashtext('iot-ingest schema'))"
 # Who wrote the rows of the catalog that belong to the table `c`. Each ALTER TABLE, and each change
 # of a key or a rule, writes such a row anew. VACUUM and ANALYZE do not.
 STATE = """c.xmin
@@ -247,8 +249,7 @@ async def apply(
     table = target.name
     async with connection.transaction():
         await connection.execute("set local client_min_messages = warning")
-        # Two services that start at the same time must not both create it.
-        await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
+        await connection.execute(ALONE)
         if not await connection.fetchval("select to_regclass($1) is not null", table):
             await _create(connection, target, by_time=partitions is not None)
             done.append(f"made the table {table}")

@@ -21,11 +21,10 @@ from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.model.moments import TableForm
 from ingest.model.ports import SetAside, Stored
 from ingest.sinks.postgres import statements
-from ingest.sinks.postgres.batch_tables import NumberedRows, TableRows, by_table, numbered
+from ingest.sinks.postgres.batch_tables import New, NumberedRows, TableRows, by_table, numbered
 from ingest.sinks.postgres.checked_connection import READINGS_ONLY, CheckedConnection
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, PartitionsOfTables
 from ingest.sinks.postgres.schema import TargetTable
-from ingest.sinks.postgres.statements import New
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
 _ISOLATING = "; set constraints all immediate; savepoint range"
@@ -45,7 +44,6 @@ class SinkPostgres(CheckedConnection):
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
         batch = by_table(tuples, rows)
-        await self.ready([each.form for each in batch])
         try:
             stored = await self._write(batch, idempotent=idempotent)
         except WriteFailed as failed:
@@ -55,7 +53,6 @@ class SinkPostgres(CheckedConnection):
             if not await self.late.make_for(times_us):
                 failed.known_rows = all(self.late.of(each).knows for each in times_us)
                 raise
-            await self.ready([each.form for each in batch])
             stored = await self._write(batch, idempotent=idempotent)
         for each, new in zip(batch, stored, strict=True):
             self.tables[each.form].written(each.readings - new.in_table)
@@ -81,7 +78,7 @@ class SinkPostgres(CheckedConnection):
         copied = [
             each.form
             for each in batch
-            if not idempotent and self.method == "copy" and self.tables[each.form].takes_copy
+            if not idempotent and self.method == "copy" and self._takes_copy(each.form)
         ]
         if copied:
             try:
@@ -92,6 +89,10 @@ class SinkPostgres(CheckedConnection):
                 if failed.verdict is not Verdict.DUPLICATE:
                     raise
         return await self._write_tables(batch, ())
+
+    def _takes_copy(self, form: TableForm | None) -> bool:
+        known = self.tables.get(form)
+        return known is None or known.takes_copy
 
     async def _copy_alone(self, rows: TableRows) -> New:
         """Check the table, and store new rows, in one message."""
@@ -151,7 +152,7 @@ class SinkPostgres(CheckedConnection):
     async def _store_once(self, connection: Connection, rows: TableRows) -> New:
         sql = self.tables[rows.form].statements
         store = sql.insert_arrays if self.method == "insert" else sql.store_staged
-        return await store(connection, rows.tuples)
+        return await store(connection, rows)
 
     # Row by row
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +48,16 @@ def test_without_a_file_or_an_entry_there_is_no_table(tmp_path: Path) -> None:
     """Then nothing changes."""
     assert make_tables(Settings()) is NO_TABLES
     assert not make_tables(settings(tmp_path, "# none yet\n"))
+
+
+@pytest.mark.parametrize("buffer", ["buffer_bytes_max", "journal_bytes_max"])
+def test_each_post_fits_into_the_buffer(tmp_path: Path, buffer: str) -> None:
+    """Each reading may be a row of its own. Else a post would wait for room that never comes."""
+    bound: dict[str, Any] = {buffer: 1 << 20}
+    small = replace(settings(tmp_path, CPU), **bound)
+    with pytest.raises(ConfigError, match=rf"table 'cpu': a reading takes .* into {buffer} \(1,04"):
+        make_tables(small)
+    assert make_tables(replace(small, post_rows_max=400))
 
 
 FAULTS = [
