@@ -63,13 +63,13 @@ class SinkPostgres(CheckedConnection):
         self, batch: Sequence[TableRows], lacking: str | None
     ) -> dict[TargetTable, list[int]]:
         """Return for which times each table needs a partition, if the table `lacking` has none."""
-        found = {self._target(each.form): each.times_us() for each in batch}
+        found = {self._table(each.form): each.times_us() for each in batch}
         if lacking == self._known.target.table:
             # A value that the row of its moment has not is stored in `readings`.
             found[self._known.target] = [ts_us for times_us in found.values() for ts_us in times_us]
         return found
 
-    def _target(self, form: TableForm | None) -> TargetTable:
+    def _table(self, form: TableForm | None) -> TargetTable:
         readings = self._known.target
         return readings if form is None else TargetTable(readings.schema, form.table)
 
@@ -198,9 +198,9 @@ class SinkPostgres(CheckedConnection):
         if self.late is not None:
             if self.late.eager:
                 await self.late.make_for(
-                    {self._target(each.form): each.times_us() for each in batch}
+                    {self._table(each.form): each.times_us() for each in batch}
                 )
-            late = [self.late.of(self._target(each.form)) for each in batch]
+            late = [self.late.of(self._table(each.form)) for each in batch]
             batch = [_without_partition(*each, bad) for each in zip(batch, late, strict=True)]
         committed, done = 0, False
         try:
