@@ -184,18 +184,10 @@ async def _create(
 ) -> list[str]:
     """Make a table like `readings`: partitioned if it is, with an index for devices if it has."""
     like = await _like(connection, readings)
-    types = ["timestamptz", *(f"text collate {each}" for each in like["collations"])]
-    columns = [
-        f"{quoted(name)} {type_} not null" for name, type_ in zip(target.key, types, strict=False)
-    ]
-    columns += [f"{quoted(each)} double precision" for each in target.form.columns]
-    key = ", ".join(map(quoted, target.key))
     plain = TargetTable(target.schema, target.table)
     first = await partitions(plain)
-    await connection.execute(
-        f"create table {target.name} ({', '.join(columns)}, primary key ({key}))"
-        + (" partition by range (ts)" if first else "")
-    )
+    statement = create_statement(target, like["collations"], by_time=first is not None)
+    await connection.execute(statement)
     done = [f"made the table {target.name}"]
     if first:
         done += await first(connection)
@@ -205,6 +197,18 @@ async def _create(
             f"create index {quoted(plain.device_index)} on {target.name} ({names})"
         )
     return done
+
+
+def create_statement(target: ColumnTarget, collations: Sequence[str], *, by_time: bool) -> str:
+    """Return the statement that makes a table; the collations are of the device and the series."""
+    types = ["timestamptz", *(f"text collate {each}" for each in collations)]
+    columns = [
+        f"{quoted(name)} {type_} not null" for name, type_ in zip(target.key, types, strict=False)
+    ]
+    columns += [f"{quoted(each)} double precision" for each in target.form.columns]
+    columns.append(f"primary key ({', '.join(map(quoted, target.key))})")
+    by = " partition by range (ts)" if by_time else ""
+    return f"create table {target.name} ({', '.join(columns)}){by}"
 
 
 async def _like(connection: Connection, readings: TargetTable) -> Record:
