@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ingest.access.token_file import SOON_US
 from ingest.access.tokens import is_open
-from ingest.app.database import housekeeping_url, timeouts
+from ingest.app.database import housekeeping_url, make_target, timeouts
 from ingest.app.housekeeping import TableJobs, ends_soon
 from ingest.app.post_rules import make_sources, open_tokens
 from ingest.config.declared_tables import make_tables
