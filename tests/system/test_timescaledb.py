@@ -24,7 +24,16 @@ from tests.faults.server import DEBIAN, Server
 from tests.system.database import Database
 from tests.system.service import Service, run_command
 
+Item = dict[str, Any]
+
+DAY_MS = DAY_US // 1000
 KEEP = Policy(2 * DAY_US, "2d")
+DECLARED = """
+[[table]]
+name = "climate"
+metrics = ["temperature", "humidity"]
+since = 2000-01-01T00:00:00Z
+"""
 LOADED = {"shared_preload_libraries": "timescaledb", "timescaledb.telemetry_level": "off"}
 EXTENSION = Path("/usr/share/postgresql/17/extension/timescaledb.control")
 NO_APACHE = "not supported under the current .apache. license"
@@ -80,114 +89,130 @@ async def test_old_chunks_are_dropped_after_a_yes(server: Server) -> None:
 class Fleet:
     """A service on that server, and all that was posted to it.
 
-    Each post has for some devices the values of one moment, so many days ago.
+    Each item has three values of one moment, so many days ago: two of a declared table.
     """
+
+    tables = ("readings", "climate")
 
     def __init__(self, server: Server, service: Service) -> None:
         self.server, self.service = server, service
         self.posted = set[tuple[str, int, str, float]]()
-        self._now_ms = int(time.time() * 1000)
+        now_ms = int(time.time() * 1000)
+        self._now_ms = now_ms - now_ms % DAY_MS - DAY_MS // 2  # noon: each chunk is a day
 
-    def items(self, days: float, devices: Sequence[str] = ("a", "b", "c")) -> list[dict[str, Any]]:
+    def items(self, *days: float, devices: Sequence[str] = "abc", more: float = 0.0) -> list[Item]:
         """Return the items of a post."""
-        ts_ms = self._now_ms - int(days * 86_400_000)
-        values = {"temperature": 20.5 + days, "humidity": 0.25, "noise": days}
-        return [{"device_id": each, "ts": ts_ms, "values": values} for each in devices]
+        return [
+            {
+                "device_id": device,
+                "ts": self._now_ms - int(each * DAY_MS),
+                "values": {"temperature": 20.5 + each + more, "humidity": 0.25, "noise": each},
+            }
+            for each in days
+            for device in devices
+        ]
 
-    async def post(self, items: list[dict[str, Any]], ack: str = "committed") -> None:
+    async def post(self, items: list[Item], ack: str = "committed") -> None:
         """Post, and remember the facts."""
         answer = await self.service.post(items, ack=ack)
-        assert (answer.status, answer.document["accepted"]) in ((200, 3 * len(items)), (202, 9))
+        assert answer.status == (200 if ack == "committed" else 202)
+        assert answer.document["accepted"] == 3 * len(items)
         for each in items:
             for metric, value in each["values"].items():
                 self.posted.add((each["device_id"], each["ts"], metric, value))
 
-    async def check(self, gone: str = "") -> None:
-        """Each fact is there exactly once, but for those of a device."""
+    async def check(self, *chunks: int) -> None:
+        """Each fact is there exactly once. `chunks`: how many each table has."""
+        await self.service.wait_state("accepting", within_s=60)
         await self.service.wait_quiet()
         rows = await self.server.run(
-            "select device_id, (extract(epoch from ts) * 1000)::int8, metric, value from readings"
+            "select device_id, (extract(epoch from ts) * 1000)::int8, metric, value "
+            "from all_readings"
         )
-        kept = {each for each in self.posted if each[0] != gone}
-        assert sorted(map(tuple, rows)) == sorted(kept)
+        assert sorted(map(tuple, rows)) == sorted(self.posted)
         assert await self.service.imbalance() == 0
+        for table in self.tables if chunks else ():
+            (row,) = await self.server.run(f"select count(*) from show_chunks('{table}')")
+            assert (table, row[0]) == (table, *chunks)
 
-    async def chunks(self, table: str) -> int:
-        """Return how many chunks a table has."""
-        (row,) = await self.server.run(f"select count(*) from show_chunks('{table}')")
-        return int(row[0])
+    async def of_each(self, sql: str) -> None:
+        """Run this for each table, as their owner."""
+        for table in self.tables:
+            await self.service.query(sql.format(table))
+
+    async def refuse(self) -> None:
+        """Let a constraint refuse one device of several, in an old chunk and in a new one."""
+        await self.of_each("alter table {} add check (device_id <> 'bad')")
+        for days in (40.02, 41):
+            answer = await self.service.post(self.items(days, devices=["bad"]))
+            assert answer.status == 202
+            await self.post(self.items(days))
+        await self.service.wait_sample("ingest_dlq_readings", 6)
+
+    async def kill_both(self) -> None:
+        """Kill the server, then both."""
+        await self.server.kill_all()
+        for days in (40.03, 0.02):
+            await self.post(self.items(days), ack="durable")
+        await self.server.come_back()
+        await self.check()
+        await self.server.kill_all()
+        await self.post(self.items(42), ack="durable")
+        await self.service.kill()
+        await self.server.come_back()
+        await self.service.start()
+        await self.check()
+        await self.post(self.items(40.03, 0.02, 42))
+
+    def forget(self, days: float) -> float:
+        """Expect nothing that is so old; return its time in seconds."""
+        from_ms = self._now_ms - days * DAY_MS
+        self.posted = {each for each in self.posted if each[1] > from_ms}
+        return from_ms / 1000
 
 
 async def test_each_reading_is_stored_once_in_hypertables_whatever_happens(
     server: Server, open_tmp_path: Path
 ) -> None:
-    """Late ones, repeated ones, refused ones; chunks are dropped; both ends are killed."""
-    tables = ["readings"]
-    settings: dict[str, Any] = {
-        "database_url": server.url,
-        "wait_s_max": 0.5,
-        "late_days_max": 20_000,
-    }
+    """Late, repeated, differing and refused ones; both ends are killed; chunks are dropped."""
+    declared = open_tmp_path / "tables.toml"
+    declared.write_text(DECLARED)
+    settings: dict[str, Any] = {"database_url": server.url, "tables_file": declared}
     state = open_tmp_path / "state"
-    async with Service(state, **settings) as service:
+    at = ["--database-url", server.url, "--state-dir", state, "--tables-file", declared]
+    async with Service(state, wait_s_max=0.5, **settings) as service:
         fleet = Fleet(server, service)
         await service.wait_state("accepting")
         await fleet.post(fleet.items(0))
-        for table in tables:
-            # While the service runs, as the owner of the table, which has rows.
-            await service.query(
-                f"select create_hypertable('{table}', by_range('ts', interval '1 day'), "
-                "migrate_data => true, create_default_indexes => false)"
-            )
+        # While the service runs, of tables that have rows
+        await fleet.of_each(
+            "select create_hypertable('{}', by_range('ts', interval '1 day'), "
+            "migrate_data => true, create_default_indexes => false)"
+        )
         for days in (0.01, 1, 40, 40.01, 9_000):  # new chunks, and one that is there
             await fleet.post(fleet.items(days))
-        await fleet.check()
-        assert [await fleet.chunks(table) for table in tables] == [4 for _ in tables]
+        await fleet.check(4)
         for _ in range(2):  # the second time by the idempotent path
-            await fleet.post([each for days in (0, 1, 40) for each in fleet.items(days)])
-        samples = await service.metrics()
-        assert samples["ingest_readings_duplicate_total"] == 54
-        await fleet.check()
-
-        # A constraint: one device of several, in an old chunk and in a new one
-        for table in tables:
-            await service.query(f"alter table {table} add check (device_id <> 'bad')")
-        for days in (40.02, 41):
-            answer = await service.post(fleet.items(days, ["bad"]))
-            assert answer.status == 202
-            await fleet.post(fleet.items(days))
-        await service.wait_sample("ingest_dlq_readings", 6)
-        await fleet.check()
-
-        # The server is killed, then the service
-        await server.kill_all()
-        await fleet.post(fleet.items(40.03), ack="durable")
-        await fleet.post(fleet.items(0.02), ack="durable")
-        await server.come_back()
-        await service.wait_state("accepting", within_s=60)
-        await fleet.check()
-        await server.kill_all()
-        await fleet.post(fleet.items(42), ack="durable")
-        await service.kill()
-        await server.come_back()
-        await service.start()
-        await service.wait_state("accepting", within_s=60)
-        await fleet.check()
-        await fleet.post([each for days in (40.03, 0.02, 42) for each in fleet.items(days)])
-        await fleet.check()
-
-        # Old chunks are dropped by their owner; what is sent again is stored again
-        for table in tables:
-            await service.query(f"select drop_chunks('{table}', interval '30 days')")
-            assert await fleet.chunks(table) == 2
-        old = {each for each in fleet.posted if each[1] < time.time() * 1000 - 30 * 86_400_000}
-        fleet.posted -= old
-        await fleet.check()
-        await fleet.post(fleet.items(40))
-        await fleet.check()
-
-    at = ["--database-url", server.url, "--state-dir", state]
+            await fleet.post(fleet.items(0, 1, 40))
+        assert (await service.metrics())["ingest_readings_duplicate_total"] == 54
+        await fleet.post(fleet.items(40, more=1.0))  # other values: in `readings`
+        await fleet.check(4)
+        await fleet.refuse()
+        await fleet.check(5)
+        await fleet.kill_both()
+        await fleet.check(6)
+        older_s = fleet.forget(41.5)
+        await fleet.of_each(f"select drop_chunks('{{}}', older_than => to_timestamp({older_s}))")
+        await fleet.check(4)
+        dropped = await run_command("ingest", "housekeeping", "run", "--yes", "--keep-hot=30d", *at)
+        assert dropped.stdout.count(": done") == 2, dropped
+        fleet.forget(30)
+        await fleet.check(2)
+        await fleet.post(fleet.items(40))  # what is sent again is stored again
+        await fleet.check(3)
     shown = await run_command("ingest", "schema", "show", *at)
-    assert (shown.code, "as the service expects it" in shown.stdout) == (0, True)
-    status = await run_command("ingest", "housekeeping", "status", "--json", *at)
-    assert json.loads(status.stdout)["kind"] == HYPERTABLE
+    assert (shown.code, shown.stdout.count("as the service expects it")) == (0, 2)
+    status = json.loads(
+        (await run_command("ingest", "housekeeping", "status", "--json", *at)).stdout
+    )
+    assert [each["kind"] for each in (status, *status["declared"])] == [HYPERTABLE] * 2

@@ -64,14 +64,17 @@ class SinkPostgres(CheckedConnection):
     ) -> dict[TargetTable, list[int]]:
         """Return for which times each table needs a partition, if the table `lacking` has none."""
         found = {self._table(each.form): each.times_us() for each in batch}
-        if lacking == self._known.target.table:
+        readings = self._table(None)
+        if lacking == readings.table:
             # A value that the row of its moment has not is stored in `readings`.
-            found[self._known.target] = [ts_us for times_us in found.values() for ts_us in times_us]
+            found[readings] = [ts_us for times_us in found.values() for ts_us in times_us]
         return found
 
     def _table(self, form: TableForm | None) -> TargetTable:
-        readings = self._known.target
-        return readings if form is None else TargetTable(readings.schema, form.table)
+        target = self.target_of(form)
+        return (
+            target if isinstance(target, TargetTable) else TargetTable(target.schema, target.table)
+        )
 
     async def _write(self, batch: Sequence[TableRows], *, idempotent: bool) -> list[New]:
         """Store a batch; return what is new in it of each table."""
