@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from ingest.app.database import make_sink, make_target, partitions_ahead, timeouts
 from ingest.app.housekeeping import Housekeeping
-from ingest.app.process import Process
+from ingest.app.process import Tasks
 from ingest.app.space import Backlog, Waiting
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
@@ -27,6 +28,7 @@ from ingest.model.causes import (
     NO_SUCH_HOST,
     NOT_DURABLE,
     SCHEMA,
+    TABLES,
     Trouble,
     Verdict,
     WriteFailed,
@@ -35,7 +37,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.sinks.postgres.housekeeping.making import make_table
+from ingest.sinks.postgres.housekeeping.making import make_column_tables, make_table
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.database_state import ROWS_MAX, WINDOW_ROWS, CircuitBreaker, DatabaseState
@@ -103,31 +105,22 @@ class WritingHalf:
         on_away: Callable[[str], None],
         on_checked: Callable[[str], None],
     ) -> bool:
-        """Make the sinks; try until the table has been checked, and make it if it is missing.
+        """Make the sinks, unless `sinks` has some; try until the table has been checked.
+
+        A table that is missing is made.
 
         `on_away` is called with the error of each try while the server is away, `on_checked` with
         the URL after each good check, also later. Once posts are taken no check ends the process.
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
-        housekeeping = self.housekeeping = Housekeeping(
-            self._settings, url, disk_free_bytes=self._disk_free_bytes
-        )
-        self.sinks += [
-            make_sink(
-                url,
-                self._settings,
-                name=f"iot-ingest writer {number}",
-                known=self.known,
-                on_checked=on_checked,
-                late=housekeeping.late,
-            )
-            for number in range(self._settings.writers)
-        ]
+        if not self.sinks:
+            self._make_sinks(url, on_checked)
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
                 await self.sinks[0].open()
+                await self._make_column_tables(url())
             except WriteFailed as failure:
                 if stopping.is_set():
                     return False  # the stop aborted it
@@ -137,7 +130,7 @@ class WritingHalf:
                         await self._try_later()
                     continue
                 first = not (self.first_try.is_set() or posts_taken())
-                if failure.reason == NOT_DURABLE and first:
+                if failure.reason in (NOT_DURABLE, TABLES) and first:
                     self.refusal = failure.message
                     break
                 self.database_state.failed(failure)
@@ -154,6 +147,22 @@ class WritingHalf:
             self.first_try.set()
         return self.checked
 
+    def _make_sinks(self, url: DatabaseUrl, on_checked: Callable[[str], None]) -> None:
+        housekeeping = self.housekeeping = Housekeeping(
+            self._settings, url, disk_free_bytes=self._disk_free_bytes
+        )
+        self.sinks += [
+            make_sink(
+                url,
+                self._settings,
+                name=f"iot-ingest writer {number}",
+                known=self.known,
+                on_checked=on_checked,
+                late=housekeeping.late,
+            )
+            for number in range(self._settings.writers)
+        ]
+
     async def _make_table(self, url: str) -> bool:
         settings = self._settings
         return await make_table(
@@ -163,6 +172,19 @@ class WritingHalf:
             span=settings.partition_span,
             ahead=partitions_ahead(settings),
         )
+
+    async def _make_column_tables(self, url: str) -> None:
+        settings = self._settings
+        if tables := make_tables(settings).all:
+            await make_column_tables(
+                url,
+                self.known.target,
+                tables,
+                timeouts(settings),
+                may_make=settings.schema_apply,
+                span=settings.partition_span,
+                ahead=partitions_ahead(settings),
+            )
 
     async def _try_later(self) -> None:
         self.first_try.set()
@@ -203,6 +225,7 @@ class WritingHalf:
             ledger=self._ledger,
             database_up=lambda: self.database_state.is_open,
             letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+            tables=make_tables(settings),
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=REPLAY_PAUSE_S,
@@ -211,7 +234,7 @@ class WritingHalf:
     def start(
         self,
         dead_letters: DeadLetters,
-        process: Process,
+        tasks: Tasks,
         replayed: Callable[[float], ReplaySource],
         inlet: Inlet,
     ) -> None:
@@ -219,12 +242,12 @@ class WritingHalf:
 
         `replayed` and `inlet`: see make_replayer.
         """
-        self._tasks = [process.spawn(each.run()) for each in self.make_writers(dead_letters)]
+        self._tasks = [tasks.spawn(each.run()) for each in self.make_writers(dead_letters)]
         if self.housekeeping is not None:
-            process.spawn(self.housekeeping.run(self.halted))
+            tasks.spawn(self.housekeeping.run(self.halted))
         if self._settings.dlq_auto_replay:
             replayer = self.make_replayer(replayed, inlet)
-            process.spawn(replayer.run(process.stopping))
+            tasks.spawn(replayer.run(tasks.stopping))
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -15,8 +15,8 @@ from ingest.formats.mapped.body import MapPost, decode
 from ingest.formats.mapped.documents import form_in
 from ingest.formats.mapped.source import IN, PRESETS, Source, compile_source
 from ingest.formats.post import Post
-from ingest.model.block import decode_rows
 from ingest.model.errors import IngestError, Refused
+from ingest.model.moments import decode_readings
 from ingest.system.clock import monotonic_s, rfc3339_or_us, unix_us
 
 EXIT_FAULTS = 1
@@ -95,7 +95,7 @@ def _read(body: bytes, source: Source, roots: dict[str, Any], settings: Settings
                 "value": each.value,
             }
             for block in found.blocks
-            for each in decode_rows(block.tuples)
+            for each in decode_readings(block.tuples)
         ],
         "faults": [
             {"index": each.item, "code": each.code, "field": each.field, "message": each.message}

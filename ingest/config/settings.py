@@ -90,6 +90,9 @@ class Settings:
     sources_file: str = setting(
         "", "file with the sources: a `[[source]]` table for each sender with JSON of its own"
     )
+    tables_file: str = setting(
+        "", "file with the tables with columns: `[[table]]` for values of one device and time"
+    )
     receiver_bytes_max: int = setting(
         64 * MIB,
         "memory for all bodies that are being received; 3/4 of it for those over 16 KiB",
@@ -213,7 +216,7 @@ class Settings:
         20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
-        0.02,
+        0.1,
         "a batch that no post waits for closes this long after its first reading",
         within=(0, 10),
     )

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ingest.formats.mapped.source import Source
 from ingest.model.block import Block
 from ingest.model.errors import Refused
+from ingest.model.tables import NO_TABLES, Tables
 
 # So many errors of a post get a message of their own and all their faults; the others the text of
 # their code. A message costs as much as decoding ten readings.
@@ -30,6 +31,7 @@ class Rules(NamedTuple):
     """The settings that decide what a valid post is.
 
     `device_tags` and `line_escapes` are of line protocol. `sources` are the mappings by name.
+    `tables` are the declared ones.
     """
 
     post_rows_max: int
@@ -39,6 +41,7 @@ class Rules(NamedTuple):
     device_tags: tuple[str, ...] = DEVICE_TAGS
     line_escapes: str = "influxdb"
     sources: Mapping[str, Source] = MappingProxyType({})
+    tables: Tables = NO_TABLES
 
 
 class ItemError(Struct, frozen=True, gc=False):
@@ -116,6 +119,10 @@ class Points(NamedTuple):
         if not (self.blocks or self.errors):
             raise Refused("empty", why_empty)
         return Decoded(self.blocks[0] if self.blocks else None, self.errors)
+
+
+NO_POINTS = Points([], [])
+NOTHING_ELSE = NO_POINTS[1:]  # of a post that has only readings
 
 
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.

@@ -49,6 +49,11 @@ LIGHT_PARTS = 16
 PARTS_MAX = 1_000
 PART_BYTES = 16 * 1024  # given to the decoder of each part but the first
 ZSTD_EXPANSION = 4  # of bodies whose size is not known
+# Only of a server of others. What it gives may have been cut off, and nothing tells that.
+INFLATED = (
+    "the server has decompressed the body itself, so nobody can tell whether it is whole; start "
+    "the server with auto_decompress=False, or send bodies that are not compressed"
+)
 
 _ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
 # A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
@@ -172,6 +177,8 @@ class Bodies:
                 await self._wait_for_memory(request, body, len(whole))
             self._incomplete.pop(body, None)
             return whole
+        if content.total_compressed_bytes is not None:
+            raise Refused("internal", INFLATED)
         if not content.is_eof():
             _send_continue(request)
         while not content.at_eof():

@@ -56,8 +56,10 @@ class Connection(asyncio.Protocol):
     """The protocol of one connection. It is also the `sender` of its requests.
 
     `owner` are the Connections of its port. They import this file, so they have no type here.
+    `is_open`: nobody needs a token, whatever its port says; so it is in an app of others.
     """
 
+    is_open = False
     __slots__ = (
         *("_at", "_behind", "_bodiless", "_framer", "_half_bytes", "_later", "_no_more", "_over"),
         *("_owner", "_request", "_timer", "_tries", "client", "place", "proxies", "retires"),

@@ -125,7 +125,7 @@ class Port:
         self._flag = flag
         self._tokens = tokens
         self.connections = Connections(
-            self._answer,
+            self.answer,
             self._malformed,
             closed=ledger.connection_closed,
             plain_bodies=plain_bodies,
@@ -155,7 +155,8 @@ class Port:
             host, port, self._flag, tokens=self._tokens, given=given, accepts=accepts
         )
 
-    def _answer(self, request: Request) -> Reply:
+    def answer(self, request: Request) -> Reply:
+        """Answer a request, of a connection of this port or of a server of others; see Route."""
         received_s = monotonic_s()
         head = request.head
         found: _Found | None = head.route

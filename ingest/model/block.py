@@ -18,10 +18,9 @@ import asyncio
 import struct
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
-from itertools import accumulate, islice
+from itertools import accumulate
 from operator import add
 from typing import Any, NamedTuple
 
@@ -405,11 +404,3 @@ def decode_rows(tuples: bytes) -> Iterator[Reading]:
         _, value = _VALUE.unpack_from(tuples, at)
         at += _VALUE.size
         yield Reading(ts_pg_us + PG_EPOCH_US, device_id, metric, value)
-
-
-def first_readings(head: bytes, rows_max: int) -> list[Reading]:
-    """Decode the first whole rows of a block, at most `rows_max`; `head` is how its rows begin."""
-    found: list[Reading] = []
-    with suppress(struct.error, UnicodeDecodeError):  # the bytes end within a row
-        found.extend(islice(decode_rows(head), rows_max))
-    return found

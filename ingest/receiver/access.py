@@ -120,7 +120,7 @@ class Access:
         a certificate: see `check_proxy`. `in_path`: what stands in the path in place of a token.
         Without `in_query` the query is data, and has none.
         """
-        if self.is_open:
+        if self.is_open or request.sender.is_open:
             return ANYBODY, _split(query)[1] if in_query else query
         token, query = _presented(request.head, query, in_path, in_query=in_query)
         if not token:

@@ -28,7 +28,8 @@ from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
-from ingest.receiver.keeping import AckWaits, Keeping
+from ingest.receiver.keeping import Keeping
+from ingest.receiver.outcomes import AckWaits
 from ingest.receiver.pages import lines, mapped
 from ingest.receiver.pages.json import Readings
 from ingest.receiver.pages.lines import SET_UP_CALLS, stubs
@@ -86,7 +87,7 @@ class Endpoint:
         outcomes = AckWaits(database, ack_wait_s_max, connections_max=connections_max)
         parts = (inlet, dead_letters, ledger, database, outcomes)
         self._keeping = Keeping(*parts, on_refused=self._refused)
-        posts = Posts(
+        posts = self.posts = Posts(
             rules=rules,
             plain_bodies=plain_bodies,
             senders=senders,
@@ -98,7 +99,7 @@ class Endpoint:
             ack_default=ack_default,
         )
         pages, patterns = self._pages(posts, line_options, source_options, health)
-        self._port = Port(
+        self.port = Port(
             pages,
             ledger,
             patterns=[*patterns, SET_UP_CALLS],
@@ -158,7 +159,7 @@ class Endpoint:
         It accepts from these once `accepts` says so. Raises StartError that names --listen or
         --access.
         """
-        address = await self._port.start(host, port, given, accepts)
+        address = await self.port.start(host, port, given, accepts)
         self._access.bound(address)
         return address
 
@@ -168,7 +169,7 @@ class Endpoint:
         It returns when no connection is left, or after `timeout_s`. Idle ones end after `idle_s`.
         Then `finish` and `close`.
         """
-        await self._port.connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
+        await self.port.connections.step_down(idle_s=idle_s, timeout_s=timeout_s)
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until no post is in work, at most `timeout_s`. Admission must refuse new ones."""
@@ -178,7 +179,7 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the port. Dead letters that are being written are finished first. Repeatable."""
-        await self._port.connections.close()
+        await self.port.connections.close()
         await self._keeping.close()
         self._plain_bodies.close()
 

@@ -22,8 +22,9 @@ import msgspec
 
 from ingest.buffers.frames import HEAD_BYTES, encode_head, frame_of
 from ingest.buffers.memory import MemoryBuffer
-from ingest.model.block import Ack, Block, Outcome, Refusal, rows_fault
+from ingest.model.block import Ack, Block, Outcome, Refusal
 from ingest.model.ledger import Ledger, Metric, Metrics
+from ingest.model.moments import readings_fault
 from ingest.model.ports import BufferStats
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
@@ -54,7 +55,7 @@ def decode_message(data: bytes) -> Block:
     frame = frame_of(data, SALT)
     if frame is None:
         raise NotOurs("it is no frame, or its check sum is wrong")
-    if fault := rows_fault(frame.tuples, frame.rows):
+    if fault := readings_fault(frame.tuples, frame.rows):
         raise NotOurs(fault)
     age_s = max(0.0, (unix_us() - frame.received_us) / 1e6)
     block = Block(

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Protocol, TypeVar
 
-from ingest.model.block import Block, Outcome, Refusal, decode_rows, row_offsets
+from ingest.model.block import Block, Outcome, Refusal
 from ingest.model.causes import LETTERS_FULL, Verdict, WriteFailed
 from ingest.model.codes import NO_PARTITION, TS_TOO_OLD
 from ingest.model.errors import DeadLettersBroken, DeadLettersFull
 from ingest.model.ledger import Ledger
+from ingest.model.moments import RowRun, decode_readings, runs
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import DRAINED, EXHAUSTED, REFUSED, Letter
 from ingest.system.clock import monotonic_s
@@ -98,7 +99,7 @@ def refusal_letters(piece: list[Block], refused: dict[int, list[Refusal]]) -> li
     letters: list[Letter] = []
     for index, refusals in refused.items():
         block = piece[index]
-        readings = list(decode_rows(block.tuples))
+        readings = list(decode_readings(block.tuples))
         origins = block.origins([refusal.row for refusal in refusals])
         letters += [
             Letter(
@@ -154,17 +155,34 @@ def block_letters(blocks: list[Block], reason: str, code: str, message: str) -> 
         )
         for block in blocks
         for reading, (received_us, item) in zip(
-            decode_rows(block.tuples), block.origins(range(block.rows)), strict=True
+            decode_readings(block.tuples), block.origins(range(block.rows)), strict=True
         )
     ]
 
 
 def sample_rows(blocks: Sequence[Block]) -> list[bytes]:
-    """Return a few encoded rows: of posts spread over all of them, and of the largest post."""
+    """Return a few encoded rows: of posts spread over all of them, and of the largest post.
+
+    Of each table there is one at least.
+    """
     largest = max(blocks, key=lambda block: block.rows)
-    rows = [block.tuples[: row_offsets(block.tuples)[1]] for block in _spread(blocks)]
-    ends = _spread(list(pairwise(row_offsets(largest.tuples)))[1:])
-    return rows + [largest.tuples[start:end] for start, end in ends]
+    firsts = [_rows_of(block)[0] for block in _spread(blocks)]
+    sampled = firsts + _spread(_rows_of(largest)[1:])
+    forms = {run.form for run, _, _ in sampled}
+    for block in blocks:
+        for run in runs(block.tuples):
+            if run.form not in forms:
+                forms.add(run.form)
+                sampled.append((run, 0, run.offsets()[1]))
+    return [run.part(start, end) for run, start, end in sampled]
+
+
+def _rows_of(block: Block) -> list[tuple[RowRun, int, int]]:
+    """Return each row of a block: its run, and where it begins and ends in that."""
+    found = list[tuple[RowRun, int, int]]()
+    for run in runs(block.tuples):
+        found += [(run, start, end) for start, end in pairwise(run.offsets())]
+    return found
 
 
 def _spread(items: Sequence[_T]) -> list[_T]:

@@ -147,7 +147,7 @@ class OverFakes:
     @property
     def connections(self) -> Connections:
         """The open connections of the port."""
-        return self.endpoint._port.connections
+        return self.endpoint.port.connections
 
     def gauge(self, stats: Callable[[], BufferStats]) -> None:
         """Let the ledger know what the buffer holds."""

@@ -29,10 +29,12 @@ from ingest.cli.doctor.checks import (
     Check,
     access_check,
     certificate_check,
+    column_checks,
     database_checks,
     judged,
     partition_checks,
     sources_check,
+    tables_check,
 )
 from ingest.cli.parser import AMBER, GREEN, JSON, RED, Command, Ending, as_typed, coloured
 from ingest.config.loading import Loaded
@@ -98,6 +100,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield certificate_check(settings)
     if settings.sources_file:
         yield sources_check(settings)
+    if settings.tables_file:
+        yield tables_check(settings)
 
 
 def _libraries(settings: Settings) -> Check:
@@ -292,6 +296,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         ):
             with as_start_error(url):
                 found = await examine(opened, make_target(settings))
+                columns = await column_checks(opened, settings)
             partitions = await partition_checks(settings, url)
     except DatabaseRefused as error:
         words = advice(settings, loaded.origins["database_url"])
@@ -300,7 +305,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         return [Check("database", FAIL, str(error))]
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
-    return [Check("database", OK, f"answers ({kind})"), *checks, *partitions]
+    return [Check("database", OK, f"answers ({kind})"), *checks, *columns, *partitions]
 
 
 COMMAND = Command(

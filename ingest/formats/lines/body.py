@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
-from ingest.formats.block_builder import BlockBuilder
+from ingest.formats.block_builder import BlockBuilder, encode
 from ingest.formats.line_escapes import marked
 from ingest.formats.lines.careful import (
     EMPTY,
@@ -89,7 +89,11 @@ def _one_reading(body: bytes, line_post: LinePost) -> Block | None:
     read = one(body, KEPT_KEYS.of(line_post.naming), post)
     if read is None:
         return None
-    row = encode_row(*read)
+    if post.rules.tables:
+        ts_us, names, value = read
+        row, _ = encode([ts_us - PG_EPOCH_US], [names], [value], None, post)
+    else:
+        row = encode_row(*read)
     if len(row) > line_post.rows_bytes_max:
         return None
     return Block(

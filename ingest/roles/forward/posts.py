@@ -29,7 +29,7 @@ import orjson
 
 from ingest.buffers.frames import HEAD_BYTES
 from ingest.config.origins import UnusableFile, read_secret_again
-from ingest.model.block import decode_rows
+from ingest.model.moments import decode_readings
 from ingest.model.reading import Reading
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.logs import Occasionally, get_logger
@@ -84,7 +84,7 @@ def outgoing(
     texts: list[bytes] = []
     readings: list[Reading] = []
     size = 1  # `[`; each reading has a comma or `]` behind it
-    for reading in decode_rows(tuples):
+    for reading in decode_readings(tuples):
         if not filters.wants(reading.device_id, reading.metric):
             continue
         text = _text(reading)

@@ -302,7 +302,7 @@ def test_files_that_cannot_be_used_end_the_start(tmp_path: Path, what: str) -> N
 
 def connection_of(receiver: Receiver) -> TlsConnection:
     """Return the only connection."""
-    (opened,) = receiver.endpoint._port.connections._open
+    (opened,) = receiver.endpoint.port.connections._open
     assert isinstance(opened.transport, TlsConnection)
     return opened.transport
 

@@ -24,7 +24,7 @@ QUIET = {"request_failed", "Traceback", "Error handling"}
 async def test_fault_before_any_page_does_not_blame_the_request() -> None:
     """Aiohttp's own 500 is not the client's doing."""
     async with running_receiver() as receiver:
-        site = receiver.endpoint._port
+        site = receiver.endpoint.port
         assert json.loads(site._malformed("internal").body)["detail"] == (
             "the service has a fault; its log has the details"
         )

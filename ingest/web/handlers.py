@@ -1,0 +1,201 @@
+"""The pages of the data port as handlers of aiohttp.web, over a pipeline in the app's own loop.
+
+A request gets the answer that `ingest serve` gives: status, body, headers, counters. It comes as a
+web.Response, so the app's middlewares and signals see it. The limits and times for bodies, the
+tokens, and what one sender may send hold as there.
+Does not: defend the connection, or parse HTTP. aiohttp.web does that in its own way: it waits
+without end for a head that comes slowly, so the port of an app stands behind a proxy. Of a sender
+with a limit of connections it counts the requests in work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Literal
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+
+from ingest.access.tokens import OPEN, TOKEN
+from ingest.formats.mapped.source import IN
+from ingest.http.clients import Client, Proxies, network_of
+from ingest.http.request_and_answer import (
+    KNOWN_BYTES_MAX,
+    KNOWN_MAX,
+    NO_PLACE,
+    Answer,
+    Head,
+    HeldPlace,
+    Request,
+)
+from ingest.receiver.pages.json import READINGS
+from ingest.receiver.pages.lines import PREFIXES, WRITE_PATHS
+
+# The pages that take posts, as paths of aiohttp.web.
+POSTS = (
+    READINGS,
+    *(prefix + path for prefix in PREFIXES for path in WRITE_PATHS),
+    IN + "{source:.+}",
+)
+_NOBODY_READS_IT = Answer(400, b"", close=True)  # the client is gone
+
+
+class _Exchange:
+    """One request of an app. To the pages it is what a Connection is: the sender of a request.
+
+    `transport` None: the client is gone.
+    """
+
+    __slots__ = ("answered", "is_open", "place", "proxies", "transport")
+
+    def __init__(
+        self, transport: asyncio.Transport | None, *, is_open: bool, proxies: Proxies | None
+    ) -> None:
+        self.transport = transport
+        self.is_open = is_open
+        self.proxies = proxies
+        self.place: HeldPlace = NO_PLACE
+        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    @property
+    def valve(self) -> _Exchange:
+        """Itself: what shuts and opens the socket."""
+        return self
+
+    def shut(self, _why: int) -> None:
+        """Do nothing: aiohttp reads no further while nobody reads the body."""
+
+    def open(self, _why: int) -> None:
+        """Do nothing."""
+
+    def reply(self, answer: Answer) -> None:
+        """Let the handler go on, unless its client is gone and it was cancelled."""
+        if not self.answered.done():
+            self.answered.set_result(answer)
+
+
+class Front:
+    """Answers the requests of one app below `prefix`. `is_open`: nobody needs a token.
+
+    Requests with the same head share it, as on the data port.
+    """
+
+    def __init__(self, pipeline: Any, prefix: str, *, is_open: bool) -> None:
+        self._pipeline = pipeline
+        self._prefix = prefix
+        self._is_open = is_open
+        self._heads: dict[Any, Head] = {}
+
+    async def handle(self, asked: web.Request) -> web.StreamResponse:
+        """Answer a request."""
+        endpoint = self._pipeline.core.endpoint
+        head, content = self._head(asked), asked.content
+        proxies = endpoint.port.connections.proxies
+        exchange = _Exchange(asked.transport, is_open=self._is_open, proxies=proxies)
+        address = asked.remote or ""
+        request = Request(head, Client(address, network_of(address)), exchange, None, content)
+        try:
+            if content.at_eof():  # it has no body, or a middleware has read it
+                request.body, request.content = await asked.read(), None
+            elif head.is_plain and content.is_eof():
+                request.body, request.content = content.read_nowait(), None
+            if head.is_plain and request.body is not None:
+                await endpoint.posts.plain_bodies.loop_share.wait(len(request.body))
+                request.in_round = True
+            reply = endpoint.port.answer(request)
+            if reply is None:
+                answer = await exchange.answered
+            else:
+                answer = reply if isinstance(reply, Answer) else await reply
+        except ConnectionError:
+            answer = _NOBODY_READS_IT
+        finally:
+            exchange.place.left()
+        return _response(answer)
+
+    def _head(self, asked: web.Request) -> Head:
+        key = asked.method, asked.version, asked.raw_path, asked.raw_headers
+        head = self._heads.get(key)
+        if head is None:
+            head = Head(self._message(asked), has_body=asked.body_exists)
+            head_bytes = sum(len(name) + len(value) for name, value in asked.raw_headers)
+            if head_bytes + len(asked.raw_path) <= KNOWN_BYTES_MAX:
+                if len(self._heads) >= KNOWN_MAX:
+                    self._heads.clear()
+                self._heads[key] = head
+        return head
+
+    def _message(self, asked: web.Request) -> RawRequestMessage:
+        """Return a head as the parser gives it; its path is that of the page."""
+        prefix, path, url = self._prefix, asked.raw_path, asked.rel_url
+        if not path.startswith(prefix + "/"):  # percent-encoded, or a whole URL
+            path = f"{url.path}?{url.raw_query_string}"
+        if prefix:
+            path = path.removeprefix(prefix)
+            url = url.with_path(url.path.removeprefix(prefix))
+        return RawRequestMessage(
+            asked.method,
+            path,
+            asked.version,
+            asked.headers,
+            asked.raw_headers,
+            should_close=not asked.keep_alive,
+            compression=None,
+            upgrade=False,
+            chunked="Transfer-Encoding" in asked.headers,
+            url=url,
+        )
+
+
+def _response(answer: Answer) -> web.Response:
+    headers = {"Content-Type": answer.content_type.decode()} if answer.body else {}
+    for line in answer.headers.decode().splitlines():
+        name, _, value = line.partition(": ")
+        headers[name] = value
+    response = web.Response(status=answer.status, body=answer.body, headers=headers)
+    if answer.closes:
+        response.force_close()
+    return response
+
+
+async def _expect(_asked: web.Request) -> None:
+    """Leave `100 Continue` to the pages: they send it once they want the body."""
+
+
+def routes(
+    pipeline: Any,
+    *,
+    access: Literal["open", "token"],
+    prefix: str = "",
+    only: Sequence[str] = POSTS,
+) -> list[web.RouteDef]:
+    """Return the handlers of a pipeline for the router of an app; see `context`.
+
+    `access`: everybody who reaches the app may post ("open"), or who has a token of the pipeline's
+    `tokens_file` ("token"). `only` are the paths, below `prefix`; POSTS are the pages that take
+    posts. Others: /livez, /readyz, /openapi.json, the own paths of sources, and what clients of
+    InfluxDB ask for (/ping, /health, /query, /settings).
+    The server must not decompress bodies: `auto_decompress=False` for AppRunner or run_app. One
+    that does gets 500 for compressed bodies, and the answer says why.
+    Raises ValueError if `access` is neither.
+    """
+    if access not in (OPEN, TOKEN):
+        raise ValueError(f'access is "open" or "token", not {access!r}')
+    prefix = prefix.rstrip("/")
+    handle = Front(pipeline, prefix, is_open=access == OPEN).handle
+    return [web.route("*", prefix + path, handle, expect_handler=_expect) for path in only]
+
+
+def context(pipeline: Any) -> Callable[[web.Application], AsyncIterator[None]]:
+    """Return what opens the pipeline before the app listens, for `app.cleanup_ctx`.
+
+    It drains it when the app has ended: no handler is in work any more then. Raises StartError in
+    the app's start.
+    """
+
+    async def opened(_app: web.Application) -> AsyncIterator[None]:
+        async with pipeline:
+            yield
+
+    return opened
