@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from benchmarks.contenders import CONTENDERS, Contender, Figures
+from benchmarks.contenders import CONTENDERS, CPU_US, Contender, Figures
 from benchmarks.fleets import FLEETS, HOSTS, MIXED, QUIET
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
@@ -19,7 +19,6 @@ from benchmarks.stories import STORIES
 ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES, *FLEETS)
 }
-CPU_US = "cpu_us_per_reading"
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -219,6 +218,37 @@ CASES = (
             ("singles", "Single readings", 0.75),
             ("hundreds", "Posts of 100", 0.9),
         )
+    ),
+    Case(
+        "library",
+        "As a library: in an app of aiohttp, and without HTTP, beside the service",
+        (
+            *("bare", "singles_web", "singles_journal_durable"),
+            *("hundreds_web", "hundreds_journal_durable", "put_1", "put_64"),
+        ),
+        (
+            Wanted(
+                "posts/s of the service's own protocol, divided by those of the app: below this "
+                "the own protocol goes",
+                ratio("singles_journal_durable", "singles_web", "posts_per_s"),
+                1.25,
+            ),
+            Wanted(
+                "rows/s that 64 tasks put, divided by those of posts of 100 to the service",
+                ratio("put_64", "hundreds_journal_durable"),
+                0.8,
+            ),
+        ),
+        bars=(
+            ("singles: bare aiohttp handler", "bare", "posts_per_s"),
+            ("singles: in an app of aiohttp", "singles_web", "posts_per_s"),
+            ("singles: the service", "singles_journal_durable", "posts_per_s"),
+            ("100 a post: in an app of aiohttp", "hundreds_web", "rows_per_s"),
+            ("100 a post: the service", "hundreds_journal_durable", "rows_per_s"),
+            ("100 a put: 1 task", "put_1", "rows_per_s"),
+            ("100 a put: 64 tasks", "put_64", "rows_per_s"),
+        ),
+        unit="readings/s",
     ),
     Case(
         "fleet_singles",

@@ -3,9 +3,9 @@
 A request gets the answer that `ingest serve` gives: status, body, headers, counters. It comes as a
 web.Response, so the app's middlewares and signals see it. The limits and times for bodies, the
 tokens, and what one sender may send hold as there.
-Does not: defend the connection, or parse HTTP. aiohttp.web does that in its own way: it waits
-without end for a head that comes slowly, so the port of an app stands behind a proxy. Of a sender
-with a limit of connections it counts the requests in work.
+Does not: parse HTTP, or defend the connection. aiohttp.web does that, and bounds less: neither the
+number of connections nor, for a minute, the time of a head. So a proxy stands before the app. Of a
+sender with a limit of connections the requests in work are counted.
 """
 
 from __future__ import annotations
