@@ -18,6 +18,7 @@ from ingest.app.annexes import annexes
 from ingest.app.database import housekeeping_url, late_partitions, make_sink
 from ingest.app.metrics_and_causes import own_metrics
 from ingest.app.post_rules import make_rules
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, hold_probe_s, split_address
 from ingest.config.values import MIB
 from ingest.dead_letters.queue import DeadLetterQueue
@@ -126,7 +127,13 @@ class AdminSide:
             late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
         )
         curves = (each.rolled_curve() for each in annexes() if each.rolled_curve is not None)
-        self._lookup = Lookup(url, known, run=self._words["run"], rolled_curve=next(curves, None))
+        self._lookup = Lookup(
+            url,
+            known,
+            tables=make_tables(settings),
+            run=self._words["run"],
+            rolled_curve=next(curves, None),
+        )
 
     async def close(self) -> None:
         """Close the streams, the database connection and the port. Repeatable."""

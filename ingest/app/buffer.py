@@ -12,7 +12,7 @@ from typing import Any
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.journal.segments import segment_files
+from ingest.buffers.journal.segments import PLAIN, WITH_TABLES, segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
 from ingest.config.settings import Settings
@@ -45,6 +45,7 @@ def make_buffer(settings: Settings, folder: StateFolder, ledger: Ledger) -> Buff
     journal = Journal(
         folder.journal,
         segment_bytes=min(SEGMENT_BYTES, settings.journal_bytes_max // 4),
+        version=WITH_TABLES if settings.tables_file else PLAIN,
         observe_sync_s=ledger.journal_sync_s.observe,
     )
     return JournalBuffer(journal, ledger, journal_bytes_max=settings.journal_bytes_max, **bounds)

@@ -1,7 +1,8 @@
 """What posts may have, who may post, and where what is refused is kept.
 
-That is: the rules of readings, the mapped sources, the tokens, and the dead letters, whose replay
-follows the same rules. All of it is made from the settings and from the files that they name.
+That is: the rules of readings, the mapped sources, the tables with columns, the tokens, and the
+dead letters, whose replay follows the same rules. All of it is made from the settings and from the
+files that they name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from types import MappingProxyType
 
 from ingest.access.token_file import TokenFile
 from ingest.access.tokens import OPEN, TOKEN, is_open
-from ingest.config.named_files import source_tables, state_dir
+from ingest.config.declared_tables import make_tables
+from ingest.config.named_files import listed_entries, state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import full_path, moment_us, nearest
 from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
@@ -35,6 +37,7 @@ def make_rules(settings: Settings) -> Rules:
         device_tags=tuple(filter(None, map(str.strip, settings.line_device_tags.split(",")))),
         line_escapes=settings.line_escapes,
         sources=make_sources(settings),
+        tables=make_tables(settings),
     )
 
 
@@ -43,9 +46,9 @@ def make_sources(settings: Settings) -> Mapping[str, Source]:
     sources: dict[str, Source] = {}
     if not settings.sources_file:
         return MappingProxyType(sources)
-    path, tables = source_tables(settings.sources_file)
+    path, entries = listed_entries(settings.sources_file, "source")
     pages: dict[str, str] = {}
-    for number, table in enumerate(tables, 1):
+    for number, table in enumerate(entries, 1):
         name = table.get("name") or table.get("preset")
         where = f"{path}, source {number}" + (f" ({name!r:.80})" if name else "")
         try:

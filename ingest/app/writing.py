@@ -16,6 +16,7 @@ from ingest.app.database import make_sink, make_target, partitions_ahead, timeou
 from ingest.app.housekeeping import Housekeeping
 from ingest.app.process import Process
 from ingest.app.space import Backlog, Waiting
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, hold_probe_s
 from ingest.dead_letters.auto_replay import (
     REPLAY_PAUSE_S,
@@ -203,6 +204,7 @@ class WritingHalf:
             ledger=self._ledger,
             database_up=lambda: self.database_state.is_open,
             letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+            tables=make_tables(settings),
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=REPLAY_PAUSE_S,

@@ -6,7 +6,8 @@ All numbers are big-endian.
                        | received_us i64 | newest_ts_us i64 | posts u32 | tuples, n bytes
 
 `posts` is how many posts share the frame. For one post it is 0, as earlier versions wrote.
-`received_us` is the time of the first of them. `tuples` are the rows of model/block.py.
+`received_us` is the time of the first of them. `tuples` are the rows of model/block.py, or of
+declared tables too: model/moments.py. `rows` is the number of readings.
 
 The CRC of a frame is computed over all bytes that follow it, with a salt as its start value. After
 damage the reader searches for the next mark with a right CRC and a greater sequence, and goes on
@@ -23,7 +24,9 @@ from zlib import crc32
 from ingest.model.block import Block
 
 MARK = b"\xf7JR\n"
-FRAME_BYTES_MAX = 1 << 27  # more is damage: a post has at most 100,000 rows of 546 bytes
+# More is damage: a post has at most 100,000 readings, and each may be a row of a declared table, in
+# a section of its own. That are 1,454 bytes with 100 columns, and a head of some 7,000.
+FRAME_BYTES_MAX = 1 << 30
 
 _CRC = struct.Struct(">I")
 _HEAD = struct.Struct(">IQIqqI")  # of a frame, without mark and CRC

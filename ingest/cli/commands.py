@@ -32,6 +32,10 @@ COMMANDS = {
         "show how JSON of other senders becomes readings, and try it with a body",
         "ingest.cli.sources",
     ),
+    "tables": CommandModule(
+        "show which values become columns of a row, and suggest more of them",
+        "ingest.cli.tables",
+    ),
     "schema": CommandModule(
         "create the table, or compare it with what is needed", "ingest.cli.schema"
     ),

@@ -19,6 +19,7 @@ from ingest.config.values import (
     check_database_url,
     check_header_name,
     check_monitor_urls,
+    check_name,
     check_token,
     checked,
     duration_us,
@@ -31,7 +32,6 @@ from ingest.config.values import (
 )
 from ingest.model.errors import ConfigError
 
-_NAME_BYTES_MAX = 63  # PostgreSQL cuts longer names silently
 _COLUMNS = ("column_ts", "column_device_id", "column_metric", "column_value")
 
 
@@ -126,7 +126,7 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
         ("trusted_proxies", networks),
         ("host_names", host_names),
         ("client_certificate_header", check_header_name),
-        *((name, _check_name) for name in ("table_schema", "table_name", *_COLUMNS)),
+        *((name, check_name) for name in ("table_schema", "table_name", *_COLUMNS)),
     ):
         value = getattr(settings, name)
         try:
@@ -134,17 +134,3 @@ def _check_texts(settings: Settings, origins: Mapping[str, str]) -> None:
                 check(value)
         except ValueError as error:
             raise ConfigError(f"setting {name} ({origins[name]}): {error}") from None
-
-
-def _check_name(name: str) -> None:
-    """Check the name of a table or a column, as in PostgreSQL's catalog. Raises ValueError."""
-    if not name:
-        raise ValueError("is empty")
-    if not name.isprintable():
-        raise ValueError("has a character that cannot be printed")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise ValueError("is not UTF-8") from None
-    if size > _NAME_BYTES_MAX:
-        raise ValueError(f"has {size} bytes; PostgreSQL allows {_NAME_BYTES_MAX}")

@@ -1,9 +1,9 @@
-"""The files and folders that settings name: the state folder that applies, the file of sources.
+"""The files and folders that settings name: the state folder that applies, the files of lists.
 
-The state folder is as it is set, else that of systemd, of root or of the user. The file of sources
-is TOML with `[[source]]` tables, for senders with JSON of their own. It is not the file of
-settings: a setting is one value, which may also be a flag or a variable.
-Does not: know what a table means (formats/mapped/source.py).
+The state folder is as it is set, else that of systemd, of root or of the user. A list is TOML with
+`[[source]]` for each sender with JSON of its own, or with `[[table]]` for each table with columns.
+It is not the file of settings: a setting is one value, which may also be a flag or a variable.
+Does not: know what an entry means (formats/mapped/source.py, config/declared_tables.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ingest.config.settings import Settings
 from ingest.config.values import full_path
 from ingest.model.errors import ConfigError
 
-SOURCES_MAX = 200
+ENTRIES_MAX = 200  # of such a file
 
 
 def state_dir(settings: Settings) -> Path:
@@ -54,16 +54,16 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return base / "iot-ingest"
 
 
-def source_tables(named: str) -> tuple[Path, list[dict[str, Any]]]:
-    """Return the path of a file of sources, and its tables. Raises ConfigError."""
+def listed_entries(named: str, what: str) -> tuple[Path, list[dict[str, Any]]]:
+    """Return the path of a file of lists, and its entries `[[what]]`. Raises ConfigError."""
     path = full_path(named)
-    written = read_toml(path, "sources")
-    other = next((name for name in written if name != "source"), None)
+    written = read_toml(path, f"{what}s")
+    other = next((name for name in written if name != what), None)
     if other is not None:
-        raise ConfigError(f"{path}: {other!r} is no table of a source; write [[source]] above it")
-    tables = written.get("source", [])
-    if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-        raise ConfigError(f"{path}: write [[source]] with two brackets before each source")
-    if len(tables) > SOURCES_MAX:
-        raise ConfigError(f"{path} has more than {SOURCES_MAX} sources")
-    return path, tables
+        raise ConfigError(f"{path}: {other!r} is no part of a {what}; write [[{what}]] above it")
+    entries = written.get(what, [])
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise ConfigError(f"{path}: write [[{what}]] with two brackets before each {what}")
+    if len(entries) > ENTRIES_MAX:
+        raise ConfigError(f"{path} has more than {ENTRIES_MAX} {what}s")
+    return path, entries

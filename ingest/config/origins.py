@@ -61,8 +61,8 @@ def gather(
 def _of_toml(path: Path, known: Mapping[str, Field[Any]]) -> Found:
     written = read_toml(path, "settings")
     for name in written:
-        if name == "source":
-            raise ConfigError(f"{path}: sources have a file of their own: setting sources_file")
+        if name in {"source", "table"}:
+            raise ConfigError(f"{path}: {name}s have a file of their own: setting {name}s_file")
         if name not in known:
             raise ConfigError(f"{path}: there is no setting {name!r}{nearest(name, known)}")
     return {name: (value, str(path)) for name, value in written.items()}

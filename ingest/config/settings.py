@@ -90,6 +90,9 @@ class Settings:
     sources_file: str = setting(
         "", "file with the sources: a `[[source]]` table for each sender with JSON of its own"
     )
+    tables_file: str = setting(
+        "", "file with the tables with columns: `[[table]]` for values of one device and time"
+    )
     receiver_bytes_max: int = setting(
         64 * MIB,
         "memory for all bodies that are being received; 3/4 of it for those over 16 KiB",

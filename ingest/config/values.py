@@ -23,6 +23,7 @@ KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 ENV_PREFIX = "INGEST_"
 TOKEN_CHARACTERS_MIN = 16
 NATS_PORT = 4222
+_NAME_BYTES_MAX = 63  # PostgreSQL cuts longer names silently
 
 _UNITS = (
     ("_rows_per_s", "rows/s"),
@@ -316,6 +317,20 @@ def check_monitor_urls(urls: str) -> None:
         parts = urlsplit(each.strip())
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"{each!r} is not http://HOST:PORT")
+
+
+def check_name(name: str) -> None:
+    """Check the name of a table or a column, as in PostgreSQL's catalog. Raises ValueError."""
+    if not name:
+        raise ValueError("is empty")
+    if not name.isprintable():
+        raise ValueError("has a character that cannot be printed")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8") from None
+    if size > _NAME_BYTES_MAX:
+        raise ValueError(f"has {size} bytes; PostgreSQL allows {_NAME_BYTES_MAX}")
 
 
 def check_forward_name(name: str) -> None:

@@ -4,6 +4,8 @@ It takes the letters with the reasons `retries_exhausted` and `drained`, because
 with them; those of earlier processes too. It sends one block at a time, slower than live readings,
 and only while the buffer has space and the database answers. Where the letters are, and who else
 may replay them now, its source knows: folder/store.py or roles/letters.py.
+Values of one moment that a declared table takes become one row again; those at the border of two
+blocks may become a row, and rows of `readings`.
 A letter is done after the outcome of its block is known. If the process is killed in between, the
 letter is sent twice, and the table's key makes the second time harmless.
 """
@@ -17,7 +19,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from ingest.dead_letters.store import LiveLetter, Selection
-from ingest.model.block import Ack, Block, Outcome, encode_reading
+from ingest.model.block import Ack, Block, Outcome
 from ingest.model.errors import (
     BrokerAway,
     BrokerRefused,
@@ -26,8 +28,10 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.ledger import Ledger
+from ingest.model.moments import place_readings
 from ingest.model.ports import BufferStats, Inlet
 from ingest.model.reading import DRAINED, EXHAUSTED, Letter, name_fault
+from ingest.model.tables import Tables
 from ingest.system.clock import monotonic_s, sleep_unless
 from ingest.system.logs import get_logger
 from ingest.system.waiting import backoff_s, first_of
@@ -65,7 +69,7 @@ class Replayer:
     """The replay of one process. `run` ends soon after `stopping` is set; it is never cancelled.
 
     It sends at most `rows_per_s`, one block at a time, and searches for letters every `pause_s`.
-    `letters_full`: this pauses the writes.
+    `letters_full`: this pauses the writes. `tables` are the declared ones.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Replayer:
         ledger: Ledger,
         database_up: Callable[[], bool],
         letters_full: Callable[[], bool],
+        tables: Tables,
         post_rows_max: int,
         rows_per_s: int,
         pause_s: float,
@@ -87,6 +92,7 @@ class Replayer:
         self._ledger = ledger
         self._database_up = database_up
         self._letters_full = letters_full
+        self._tables = tables
         self._given_up: Ack | None = None  # of a block for which `_send` stopped waiting
         self._rows_per_s = rows_per_s
         self._pause_s = pause_s
@@ -142,7 +148,10 @@ class Replayer:
             self._log.warning("dead_letters_not_readings", lines=len(letters) - len(good))
         stored: Sequence[LiveLetter] = ()
         if good:
-            outcome = await self._send(good, stopping)
+            readings = [each.letter.reading for each in good if each.letter.reading is not None]
+            tuples, order = place_readings(readings, self._tables)
+            good = [good[each] for each in order]
+            outcome = await self._send(good, tuples, stopping)
             if outcome is None:
                 return None
             if not outcome.set_aside:  # else all of them are letters again, with their reason
@@ -154,7 +163,9 @@ class Replayer:
             self._log.info("replayed", rows=len(stored), set_aside_again=not well)
         return well
 
-    async def _send(self, letters: Sequence[LiveLetter], stopping: asyncio.Event) -> Outcome | None:
+    async def _send(
+        self, letters: Sequence[LiveLetter], tuples: bytes, stopping: asyncio.Event
+    ) -> Outcome | None:
         """Send one block and wait for its outcome. Return None if the service stops before.
 
         Return None too if writes are paused because the dead letters are full. To discard some of
@@ -162,16 +173,14 @@ class Replayer:
         are not marked, so they are sent once more; the table's key makes that harmless.
         If the database refuses rows now, the writer dead-letters them with that reason.
         """
-        readings = [each.letter.reading for each in letters if each.letter.reading is not None]
-        tuples = b"".join(map(encode_reading, readings))
-        reservation = await self._inlet.reserve(len(readings), len(tuples), awaited=True)
+        reservation = await self._inlet.reserve(len(letters), len(tuples), awaited=True)
         ack = Ack()
         block = Block(
             tuples,
-            len(readings),
+            len(letters),
             received_s=monotonic_s(),
             received_us=min(each.letter.received_us for each in letters),
-            newest_ts_us=max(each.ts_us for each in readings),
+            newest_ts_us=max(r.ts_us for each in letters if (r := each.letter.reading)),
             items=[each.letter.item for each in letters],
             ack=ack,
             replayed=True,

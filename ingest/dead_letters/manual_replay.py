@@ -2,7 +2,8 @@
 
 Promises: `done` is awaited with the letters of a batch after its commit. So a replay that was
 interrupted can continue, and a replay that is run twice changes nothing. Letters that are refused
-again are counted with their reason and are not changed.
+again are counted with their reason and are not changed. Values of one moment that a declared table
+takes become one row again, although each is a letter of its own.
 Does not: touch any file.
 """
 
@@ -38,8 +39,9 @@ from ingest.formats.timestamp import UNITS
 from ingest.model.block import Refusal
 from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.model.errors import Refused, ReplayStopped
+from ingest.model.moments import COLUMNS_MAX, decode_readings, place_readings
 from ingest.model.ports import Sink, Stored
-from ingest.model.reading import INVALID, JSON, LINE, MAPPED, Letter
+from ingest.model.reading import INVALID, JSON, LINE, MAPPED, Letter, Reading
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.system.waiting import backoff_s
 
@@ -177,17 +179,19 @@ class ManualReplay:
         Raises ReplayStopped if the database cannot store them now.
         """
         batch_rows = min(BATCH_ROWS, self._rows_per_s or BATCH_ROWS)
-        batch: list[tuple[Item, bytes, int]] = []
+        batch: list[tuple[Item, list[Reading]]] = []
         rows = 0
         for item in items:
             decoded = self._decode(item)
             if decoded is None or decoded.block is None:
                 continue
-            batch.append((item, decoded.block.tuples, decoded.block.rows))
-            rows += decoded.block.rows
-            if rows >= batch_rows:
+            readings = list(decode_readings(decoded.block.tuples))
+            over = rows - batch_rows
+            if over >= COLUMNS_MAX or (over >= 0 and not _may_share(batch[-1][1][-1], readings[0])):
                 await self._write(batch, rows)
                 batch, rows = [], 0
+            batch.append((item, readings))
+            rows += len(readings)
         if batch:
             await self._write(batch, rows)
 
@@ -219,20 +223,19 @@ class ManualReplay:
         self.summary.refuse(RefusedItem(item.id, item.place, fault.code, message))
         return None
 
-    async def _write(self, batch: list[tuple[Item, bytes, int]], rows: int) -> None:
+    async def _write(self, batch: list[tuple[Item, list[Reading]]], rows: int) -> None:
         began_s = monotonic_s()
         bad: list[Refusal] = []
         stored = Stored(0, 0)
+        owned = [(index, each) for index, (_, readings) in enumerate(batch) for each in readings]
+        tuples, order = place_readings([each for _, each in owned], self._rules.tables)
         if self._sink is not None:
-            stored, bad = await _store(self._sink, [tuples for _, tuples, _ in batch], rows)
-        refused = {row.row: row for row in bad}
+            stored, bad = await _store(self._sink, [tuples], rows)
+        refused = {owned[order[each.row]][0]: each for each in reversed(bad)}
         stored_items: list[Item] = []
-        first = 0
-        for item, _, its_rows in batch:
-            faults = [refused[row] for row in range(first, first + its_rows) if row in refused]
-            first += its_rows
-            if faults:
-                code, message = faults[0].sqlstate, faults[0].message
+        for index, (item, _) in enumerate(batch):
+            if (fault := refused.get(index)) is not None:
+                code, message = fault.sqlstate, fault.message
                 self.summary.refuse(RefusedItem(item.id, item.place, code, message))
             else:
                 stored_items.append(item)
@@ -290,6 +293,11 @@ _DECODERS: dict[str, Callable[[Letter, Post], Decoded]] = {
 def _long_post(post: Post) -> Post:
     """Return a post that may have all readings of one line, or of one document."""
     return structs.replace(post, rules=post.rules._replace(post_rows_max=LINE_BYTES_MAX))
+
+
+def _may_share(one: Reading, other: Reading) -> bool:
+    """Whether two readings may stand in one row of a declared table."""
+    return (one.ts_us, one.device_id) == (other.ts_us, other.device_id)
 
 
 async def _store(sink: Sink, tuples: list[bytes], rows: int) -> tuple[Stored, list[Refusal]]:

@@ -121,6 +121,10 @@ class Points(NamedTuple):
         return Decoded(self.blocks[0] if self.blocks else None, self.errors)
 
 
+NO_POINTS = Points([], [])
+NOTHING_ELSE = NO_POINTS[1:]  # of a post that has only readings
+
+
 # Each `next` does a short step of the work; the result comes with StopIteration. Raises Refused.
 Steps = Generator[None, None, Decoded]
 # From the bytes of a body to a block and errors, or to the steps that lead there if they take more

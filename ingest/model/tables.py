@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 VALUE = "value"  # a field of this name is not in the metric, see formats/lines/keys.py
+ALL_READINGS = "all_readings"  # the view of `readings` and of all declared tables
 HOMES_KEPT_MAX = 10_000  # metrics; a home is found again in some 2 us
 # Measurement and field, and then the other tags: up to the first comma that no `\` stands before.
 _STEM = re.compile(r"((?:[^\\,]|\\.)+)(?:,(.+))?", re.DOTALL)
+_FIELD = re.compile(r"((?:[^\\]|\\.)+)\.((?:[^\\.]|\\.)+)", re.DOTALL)  # behind the last such point
 
 
 class ColumnTable(NamedTuple):
@@ -47,6 +49,17 @@ def metric_of(measurement: str, column: str, series: str) -> str:
     """Return the metric of a value in a row of such a table."""
     stem = stem_of(measurement, column)
     return f"{stem},{series}" if series else stem
+
+
+def measurement_of(metric: str) -> tuple[str, str, str]:
+    """Return measurement, column and series that a metric's name tells; "" for what it lacks."""
+    parts = _STEM.fullmatch(metric)
+    if parts is None:
+        return "", metric, ""
+    field = _FIELD.fullmatch(parts[1])
+    if field is not None:
+        return field[1], field[2], parts[2] or ""
+    return (parts[1], VALUE, parts[2]) if parts[2] else ("", metric, "")
 
 
 class ColumnHome(NamedTuple):

@@ -28,7 +28,8 @@ from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Admission, Database, DeadLetters, Inlet
 from ingest.receiver.access import Access
-from ingest.receiver.keeping import AckWaits, Keeping
+from ingest.receiver.keeping import Keeping
+from ingest.receiver.outcomes import AckWaits
 from ingest.receiver.pages import lines, mapped
 from ingest.receiver.pages.json import Readings
 from ingest.receiver.pages.lines import SET_UP_CALLS, stubs

@@ -22,10 +22,9 @@ import math
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
-from ingest.formats.post import ItemError, Points, named, received_at
+from ingest.formats.post import NOTHING_ELSE, ItemError, Points, named, received_at
 from ingest.http.request_and_answer import Answer
 from ingest.http.routes import OnRefused
 from ingest.model.block import Ack, Block, Outcome, Reservation
@@ -41,6 +40,7 @@ from ingest.model.errors import (
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Database, DeadLetters, Inlet, Sizes
 from ingest.model.reading import INVALID, Letter
+from ingest.receiver.outcomes import AckWaits
 from ingest.receiver.small_posts import BUFFERED, COMMITTED, LATE, SmallPosts, refusal_of
 from ingest.system.clock import monotonic_s
 
@@ -52,8 +52,6 @@ FULL_S = 2.0  # after which a post should come again that found no room
 LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 PORTION_BYTES = 256 * 1024  # of blocks that are put together; a single block may have more
 SLOW_S = 0.02  # after a portion that took longer, the next one has four times as many bytes
-WAITS_OF_4 = 3  # quarters of the connections may wait: one that waits is never closed for a new one
-ON_HOLD = "on_hold"  # the reason of a wait that ended because writes are paused
 Portion = list[tuple[Block, Reservation]]
 
 
@@ -143,6 +141,8 @@ class Keeping:
 
         If the post goes on after its answer, what is `held` is, too.
         """
+        if terms.answer_by_s == math.inf and points[1:] == NOTHING_ELSE and len(points.blocks) == 1:
+            return await self._keep_block(points.blocks[0], terms)
         left_s = terms.answer_by_s - monotonic_s()
         if left_s <= 0:  # its client may be gone, and sends it again
             raise refusal_of(BufferFull(FULL_S))
@@ -160,6 +160,29 @@ class Keeping:
                 return outcome
         except TimeoutError:
             raise Refused("outcome_unknown", LATE) from None
+
+    async def _keep_block(self, block: Block, terms: Terms) -> Outcome | None:
+        """Keep a post that has only one block: what `_take_in` does, at a third of its cost."""
+        ledger, rows = self._ledger, block.rows
+        ledger.received += rows
+        ledger.at_receiver += rows
+        is_awaited = terms.ack == COMMITTED
+        try:
+            if is_awaited:
+                self._prepare([block])
+            reservation = await self._inlet.reserve(
+                rows, len(block.tuples), awaited=is_awaited, sender=terms.sender
+            )
+            await reservation.put(block, durable=terms.ack != BUFFERED)
+            ledger.accepted += rows
+        except (Exception, asyncio.CancelledError) as error:
+            ledger.rejected[_code_of(error)] += rows
+            if isinstance(error, BufferFull | NotKept | Stopping):
+                raise refusal_of(error) from error
+            raise
+        finally:
+            ledger.at_receiver -= rows
+        return None if block.ack is None else await self._outcomes.of(block.ack)
 
     async def _to_its_end(self, coming: Coroutine[Any, Any, None], held: ExitStack) -> None:
         """Keep a post; if the request ends before, this goes on."""
@@ -205,14 +228,10 @@ class Keeping:
     async def _reserve(self, points: Points, terms: Terms) -> list[Reservation]:
         """Reserve room for all blocks."""
         blocks, is_awaited = points.blocks, terms.ack == COMMITTED
-        if is_awaited and blocks:
-            if self._database.hold_reason is not None:
-                raise Refused("database_on_hold", "nothing of the post is kept")
-            self._outcomes.require_place()
-            for block in blocks:
-                block.ack = Ack()
         if not blocks:
             return []
+        if is_awaited:
+            self._prepare(blocks)
         sizes = [(block.rows, len(block.tuples)) for block in blocks]
         more_bytes = sum(len(each.original) for each in points.errors)
         if len(sizes) > 1:
@@ -224,6 +243,14 @@ class Keeping:
                     return await self._room(sizes, terms.sender, is_awaited)
         except TimeoutError:
             raise BufferFull(FULL_S) from None
+
+    def _prepare(self, blocks: Sequence[Block]) -> None:
+        """Give blocks that a post waits for their acknowledgements. Raises Refused."""
+        if self._database.hold_reason is not None:
+            raise Refused("database_on_hold", "nothing of the post is kept")
+        self._outcomes.require_place()
+        for block in blocks:
+            block.ack = Ack()
 
     async def _room(self, sizes: Sizes, sender: str, is_awaited: bool) -> list[Reservation]:
         """Wait until there is room for all blocks of a post. Posts of one block go first.
@@ -386,93 +413,3 @@ def _letter(error: ItemError, terms: Terms) -> Letter:
         field=error.field,
         item=error.item,
     )
-
-
-class AckWaits:
-    """The outcomes that the posts of one receiver wait for, each at most `wait_s_max`.
-
-    Promises: one timer and one watch of the database state, however many posts wait. A quarter of
-    the connections is left for other posts.
-    """
-
-    def __init__(self, database: Database, wait_s_max: float, *, connections_max: int) -> None:
-        self._database = database
-        self._wait_s_max = wait_s_max
-        self._waits_max = max(1, connections_max * WAITS_OF_4 // 4)
-        self._undecided: dict[asyncio.Future[str], float] = {}  # waiting posts: end of the wait
-        self._time_watch: asyncio.TimerHandle | None = None
-        self._hold_watch: asyncio.Task[str] | None = None
-
-    def require_place(self) -> None:
-        """Raise Refused if so many posts wait that new clients would find no connection."""
-        if len(self._undecided) >= self._waits_max:
-            raise Refused(
-                "buffer_full",
-                "too many posts wait for the table; nothing of the post is kept",
-                retry_after_s=self._wait_s_max,
-            )
-
-    async def of(self, ack: Ack) -> Outcome:
-        """Wait for the outcome of a block. Raises Refused; the block may be stored nevertheless."""
-        why = ""
-        if ack.outcome is None:
-            decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            ack.when_resolved(partial(_decide, decided, ""))
-            until_s = self._undecided[decided] = monotonic_s() + self._wait_s_max
-            self._watch_time(until_s)
-            self._watch_hold()
-            try:
-                why = await decided
-            finally:
-                del self._undecided[decided]
-        outcome = ack.outcome
-        if outcome is not None:
-            if not outcome.set_aside:
-                return outcome
-            why = "the post is set aside and will be tried again later"
-        elif why == ON_HOLD:
-            raise Refused(
-                "database_on_hold", "the post is kept and may still be stored once writes continue"
-            )
-        # A reading without `ts` gets the time of receipt. Sent again, it would be another row.
-        raise Refused("outcome_unknown", f"{why}; sending again is safe for readings with a `ts`")
-
-    def _watch_time(self, first_s: float) -> None:
-        """Keep one timer, for the first post: all posts have the same limit."""
-        if self._time_watch is None:
-            self._time_watch = asyncio.get_running_loop().call_later(
-                first_s - monotonic_s(), self._time_came
-            )
-
-    def _time_came(self) -> None:
-        self._time_watch = None
-        now_s = monotonic_s()
-        for decided, until_s in self._undecided.items():
-            if until_s > now_s:
-                self._watch_time(until_s)
-                break
-            _decide(decided, f"the outcome was not known within {self._wait_s_max:g} s")
-
-    def _watch_hold(self) -> None:
-        """Keep one task that waits for a pause of writes, for all posts together."""
-        if self._hold_watch is None or self._hold_watch.done():
-            self._hold_watch = asyncio.create_task(self._database.wait_hold())
-            self._hold_watch.add_done_callback(self._hold_came)
-
-    def _hold_came(self, watch: asyncio.Task[str]) -> None:
-        if watch.cancelled() or watch.exception() is not None:
-            return
-        for decided in self._undecided:
-            _decide(decided, ON_HOLD)
-
-    def close(self) -> None:
-        """Watch no more."""
-        if self._hold_watch is not None:
-            self._hold_watch.cancel()
-        if self._time_watch is not None:
-            self._time_watch.cancel()
-
-
-def _decide(decided: asyncio.Future[str], why_not: str) -> None:
-    if not decided.done():
-        decided.set_result(why_not)

@@ -21,7 +21,7 @@ from contextlib import (
 )
 from typing import Any, NamedTuple
 
-from ingest.formats.post import Decoded, Points, Post, Rules
+from ingest.formats.post import NO_POINTS, NOTHING_ELSE, Decoded, Points, Post, Rules
 from ingest.http.bodies import check_size
 from ingest.http.request_and_answer import AUTHORIZATION, Answer, Reply, Request
 from ingest.http.rounds import BodyLimits, PlainBodies
@@ -40,8 +40,6 @@ ALONE = "decoded alone"  # no sender is called so
 AGAIN_S = 2.0  # after which a post should come again that could not be read in time
 Found = Decoded | Points
 Steps = Generator[None, None, Found]
-NO_POINTS = Points([], [])
-NOTHING_ELSE = NO_POINTS[1:]  # of a post that has only readings
 _UNREADABLE = frozenset({"not_json", "not_lines", "not_msgpack", "not_senml"})
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # how they begin
 _LOOKED_AT_BYTES = 64
@@ -280,11 +278,13 @@ class Posts:
                 raise refusal
             if points.blocks or faults or points.texts:
                 identity = plan.sender.identity
-                letter = plan.letter._replace(
-                    received_us=post.received_us,
-                    sender=identity.entry.name,
-                    devices=identity.globs,
-                )
+                letter = plan.letter
+                if faults:
+                    letter = letter._replace(
+                        received_us=post.received_us,
+                        sender=identity.entry.name,
+                        devices=identity.globs,
+                    )
                 terms = Terms(
                     plan.ack,
                     request.account.sender,

@@ -24,12 +24,14 @@ from ingest.app.health import Health
 from ingest.app.post_rules import make_dead_letters
 from ingest.app.process import LeftInBroker, Process, note_left
 from ingest.buffers.frames import HEAD_BYTES
+from ingest.config.declared_tables import make_tables
 from ingest.config.named_files import state_dir
 from ingest.config.settings import ROW_BYTES_MAX, Settings
 from ingest.config.values import forward_names, split_broker_url
 from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.model.errors import IngestError, NotKept, StartError
 from ingest.model.ledger import Ledger
+from ingest.model.moments import reading_bytes_max
 from ingest.roles.broker_state import BrokerState
 from ingest.roles.embedded_broker import PAYLOAD_BYTES_MAX, EmbeddedBroker, find_program
 from ingest.roles.letters import StreamBackend
@@ -63,11 +65,16 @@ def configured_monitors(settings: Settings) -> tuple[str, ...]:
 
 def wanted_streams(settings: Settings) -> tuple[WantedStream, WantedStream]:
     """Return what the streams of the readings and of the dead letters must be."""
-    copies = settings.stream_replicas
     return (
-        streams.wanted_readings(copies, settings.stream_bytes_max, forwards_of(settings)),
-        streams.wanted_letters(copies, settings.dlq_bytes_max),
+        wanted_readings(settings, forwards_of(settings)),
+        streams.wanted_letters(settings.stream_replicas, settings.dlq_bytes_max),
     )
+
+
+def wanted_readings(settings: Settings, forwards: tuple[str, ...]) -> WantedStream:
+    """Return what the stream of the readings must be, with these consumers of forwarders."""
+    wanted = streams.wanted_readings(settings.stream_replicas, settings.stream_bytes_max, forwards)
+    return streams.for_tables(wanted) if settings.tables_file else wanted
 
 
 def forwards_of(settings: Settings) -> tuple[str, ...]:
@@ -87,7 +94,8 @@ def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:
     Call `note_rest` before you stop it: `serve` does not start without that note.
     """
     check_promise([folder.broker], unsafe=settings.broker_unsafe, unless="--broker-unsafe true")
-    largest_block = settings.post_rows_max * ROW_BYTES_MAX + HEAD_BYTES
+    row_bytes = max([ROW_BYTES_MAX, *map(reading_bytes_max, make_tables(settings).all)])
+    largest_block = settings.post_rows_max * row_bytes + HEAD_BYTES
     return EmbeddedBroker(
         folder.broker,
         find_program(),
@@ -220,7 +228,7 @@ class Role(ABC):
         self.watch = StreamWatch(
             self.connection,
             # A missing consumer of a forwarder is no reason to refuse posts: the purge tells of it.
-            streams.wanted_readings(settings.stream_replicas, settings.stream_bytes_max),
+            wanted_readings(settings, ()),
             monitors=lambda: place.monitors,
             unsafe=settings.broker_unsafe,
             unanswered_s=None if unanswered_s is None else unkept_s,

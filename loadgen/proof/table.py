@@ -22,6 +22,11 @@ FETCH_ROWS = 5_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PG_EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
 
+# The view of `readings` and of all declared tables, if there are any: it is in the same schema.
+_VIEW = """
+select format('%I.%I', n.nspname, v.relname) from pg_class t
+join pg_class v on v.relnamespace = t.relnamespace and v.relname = 'all_readings'
+join pg_namespace n on n.oid = t.relnamespace where t.oid = to_regclass($1) and v.relkind = 'v'"""
 # The key's index has all columns and this order; the collation is that of the column.
 _ROWS = """
 select {names.columns} from {names.table}
@@ -67,7 +72,9 @@ async def refuses(database_url: str, names: TableNames, plan_us: int, device: st
 async def stream_rows(
     database_url: str, names: TableNames, prefix: str, feed: Callable[[Sequence[Any]], None]
 ) -> None:
-    """Hand all rows of the devices that begin with `prefix` to `feed`, thousands at a time.
+    """Hand all readings of the devices that begin with `prefix` to `feed`, thousands at a time.
+
+    They may be in declared tables, too.
 
     A row is (ts in Unix microseconds, device_id, metric, value). Raises TableError.
     """
@@ -82,7 +89,8 @@ async def stream_rows(
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute("set local statement_timeout = 0")
             await connection.execute("set local idle_in_transaction_session_timeout = 0")
-            rows_of = _ROWS.format(names=names)
+            view = await connection.fetchval(_VIEW, names.table)
+            rows_of = _ROWS.format(names=TableNames(view) if view else names)
             end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
             cursor = await connection.cursor(rows_of, prefix, end)
             while rows := await cursor.fetch(FETCH_ROWS):

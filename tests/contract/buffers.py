@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
+from ingest.buffers.journal.segments import WITH_TABLES
 from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.ledger import Ledger
@@ -55,6 +56,7 @@ def journal(
         Journal(
             Path(tempfile.mkdtemp(dir=folder)),
             segment_bytes=1024,
+            version=WITH_TABLES,
             observe_sync_s=lambda _: None,
             calls=calls.calls if calls is not None else REAL_CALLS,
         ),

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from ingest.model.errors import Refused
+from ingest.model.tables import NO_TABLES
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import INDEX_ADVICE, Between, Lookup
 from ingest.sinks.postgres.schema import apply
@@ -34,7 +35,7 @@ async def document(rig: Rig, query: str) -> Any:
 
 async def test_advice_is_typed_as_here(readings_url: str) -> None:
     """Each service says it in its own words, whatever the process was that imported this."""
-    lookup = Lookup(lambda: readings_url, run="kubectl exec pod --")
+    lookup = Lookup(lambda: readings_url, tables=NO_TABLES, run="kubectl exec pod --")
     assert "`kubectl exec pod -- schema apply --device-index`" in lookup.index_advice
 
 
@@ -85,7 +86,7 @@ async def test_question_that_takes_too_long_is_ended_and_offers_the_index(
     monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.2)
     slow = lookup_postgres._CURVE.replace("order by bucket", ", pg_sleep(9) order by bucket")
     await fill(readings_connection, "d", "t", 3)
-    lookup = Lookup(lambda: readings_url)
+    lookup = Lookup(lambda: readings_url, tables=NO_TABLES)
     within = Between(10**9, 2 * 10**9)
     with monkeypatch.context() as patched:
         patched.setattr(lookup_postgres, "_CURVE", slow)
@@ -157,7 +158,7 @@ async def test_questions_use_one_process_of_the_server_one_after_another(
 ) -> None:
     """Ten questions at once: all are answered or get `busy`, over one connection."""
     await fill(readings_connection, "d", "t", 10)
-    lookup = Lookup(lambda: readings_url)
+    lookup = Lookup(lambda: readings_url, tables=NO_TABLES)
     asked = [lookup.last_readings("d", 5) for _ in range(10)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(isinstance(each, dict) for each in answers) >= lookup_postgres.WAITING_MAX

@@ -16,6 +16,7 @@ from ingest.dead_letters.folder.segments import live_letters, try_replay_lock
 from ingest.dead_letters.store import LetterStore, Newest, Selection, newest
 from ingest.model.errors import Refused
 from ingest.model.reading import Letter, Reading
+from ingest.model.tables import NO_TABLES
 from ingest.sinks.postgres import lookup as lookup_postgres
 from ingest.sinks.postgres.lookup import Lookup
 from tests.support.dashboard import Rig, running
@@ -242,7 +243,8 @@ async def test_lookup_does_not_wait_long_for_the_questions_of_others(
     """With a database that does not answer, each request waits once, not for all before it."""
     monkeypatch.setattr(lookup_postgres, "LOOKUP_S_MAX", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
-        lookup = Lookup(lambda: f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
+        url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+        lookup = Lookup(lambda: url, tables=NO_TABLES)
         async with lookup._queue:
             with pytest.raises(Refused) as refused:
                 await lookup.last_readings("d", 1)

@@ -17,6 +17,7 @@ import pytest
 
 from ingest.model.errors import StartError
 from ingest.model.reading import Reading
+from ingest.model.tables import NO_TABLES
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import registry, runs
 from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, TimeSpan
@@ -168,7 +169,7 @@ async def test_no_values_make_a_sum_or_a_mean_fail(
     for name, found in await operator.fetch("select device_id, sum from readings_daily"):
         assert repr(found) == repr(sums.pop(name))
     assert sums == {}
-    lookup = Lookup(lambda: shared_url, rolled_curve=rolled_curve)
+    lookup = Lookup(lambda: shared_url, tables=NO_TABLES, rolled_curve=rolled_curve)
     try:
         for values, hours in itertools.product(itertools.combinations(TINY, 2), (0, 1)):
             curves = [
@@ -559,7 +560,7 @@ async def test_curve_of_rollups_equals_that_of_readings(
     name = await registry.make(operator, "readings")
     at = Progress(START_US + 100 * HOUR_US, START_US + 4 * DAY_US)
     await registry.put(operator, name, {"rollups": at._asdict()})
-    lookup = Lookup(lambda: shared_url, rolled_curve=rolled_curve)
+    lookup = Lookup(lambda: shared_url, tables=NO_TABLES, rolled_curve=rolled_curve)
     try:
         for step_us, (from_us, to_us) in itertools.product(steps_us, times_us):
             asked = ("d1", "t", Between(from_us, to_us), step_us)

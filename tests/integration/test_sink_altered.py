@@ -11,6 +11,7 @@ import structlog
 from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.errors import Refused
 from ingest.model.ports import Stored
+from ingest.model.tables import NO_TABLES
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.lookup import Lookup
@@ -133,7 +134,7 @@ async def test_page_says_that_the_table_may_not_be_read(
 ) -> None:
     """The database does answer, so the page must not say that it is away only."""
     await operator.execute(f"grant usage on schema public to {role}")
-    lookup = Lookup(lambda: with_user(shared_url, role))
+    lookup = Lookup(lambda: with_user(shared_url, role), tables=NO_TABLES)
     try:
         with pytest.raises(Refused, match="SELECT is not granted") as refused:
             await lookup.newest(1)
@@ -180,7 +181,7 @@ async def test_table_that_comes_earlier_on_the_search_path_is_not_written_to(
     known = KnownServer(2)
     sinks = [sink_for(way, shared_url, known) for way in ("copy", "insert")]
     assert await write(sinks[0], "copy", readings(1)) == Stored(1, 0)
-    lookup = Lookup(lambda: shared_url, known)
+    lookup = Lookup(lambda: shared_url, known, tables=NO_TABLES)
     await operator.execute("create schema postgres")  # "$user" is first on the search_path
     try:
         await operator.execute("create table postgres.readings (like readings including all)")

@@ -192,6 +192,31 @@ async def test_stream_of_somebody_else_is_not_touched(here: Here, tmp_path: Path
         assert (await api(admin, f"STREAM.INFO.{STREAM}"))["config"]["discard"] == "old"
 
 
+async def test_stream_is_marked_for_declared_tables(here: Here, tmp_path: Path) -> None:
+    """Until then who has tables does not take posts. It keeps the mark, with its messages."""
+    folder, tables = StateFolder.open(tmp_path), tmp_path / "tables.toml"
+    tables.write_text('[[table]]\npreset = "telegraf_cpu"\nsince = 2026-12-01T00:00:00Z\n')
+    flags = ("--state-dir", tmp_path, "--stream-bytes-max", "64MiB")
+    with_tables = (*flags, "--tables-file", tables)
+    async with embedded(folder.broker) as server, joined(server, "admin") as admin:
+        async with joined(server, "gateway") as gateway:
+            await put(gateway, b"kept")
+        assert (
+            "subjects is ['ingest.in.0'], not "
+            in (await here("stream", "check", *with_tables)).stdout
+        )
+        assert (
+            "changed the stream INGEST: subjects"
+            in (await here("stream", "apply", *with_tables)).stdout
+        )
+        for each in (with_tables, flags):
+            assert (await here("stream", "apply", *each)).code == 0
+            assert (await here("stream", "check", *each)).stdout == FITS
+        marked = (await api(admin, f"STREAM.INFO.{STREAM}"))["config"]["subjects"]
+        assert marked == ["ingest.in.0", "ingest.in.tables"]
+        assert await messages(admin) == 1
+
+
 async def test_server_that_does_not_sync_is_found_unless_it_is_allowed(
     here: Here, tmp_path: Path, free_port: int
 ) -> None:

@@ -325,7 +325,7 @@ async def test_server_at_another_place_restarts_the_processes(
             await up.replaced(instance, pid)
 
 
-@pytest.mark.parametrize("setting", ["sources_file", "tokens_file", "tls_cert_file"])
+@pytest.mark.parametrize("setting", ["sources_file", "tables_file", "tokens_file", "tls_cert_file"])
 async def test_restart_ends_nobody_if_a_file_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:

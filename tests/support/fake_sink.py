@@ -10,8 +10,9 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-from ingest.model.block import Refusal, decode_rows
+from ingest.model.block import Refusal
 from ingest.model.causes import Verdict, WriteFailed
+from ingest.model.moments import decode_readings
 from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
 from ingest.system.clock import unix_us
@@ -149,7 +150,7 @@ class FakeSink:
         finally:
             self._writing = False
             self._under_way = None
-        readings = list(decode_rows(b"".join(tuples)))
+        readings = list(decode_readings(b"".join(tuples)))
         assert len(readings) == rows, "rows says how many there are"
         if self.fail_always is not None:
             planned = (self.fail_always, False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ingest.model.block import Block, Reservation, decode_rows
+from ingest.model.block import Block, Reservation
 from ingest.model.errors import BufferFull, JournalBroken
+from ingest.model.moments import decode_readings
 from ingest.model.ports import Sizes, Told
 from ingest.model.reading import Letter, Reading
 
@@ -80,7 +81,7 @@ class FakeInlet:
     @property
     def readings(self) -> list[Reading]:
         """All readings that were put."""
-        return [reading for block in self.blocks for reading in decode_rows(block.tuples)]
+        return [reading for block in self.blocks for reading in decode_readings(block.tuples)]
 
 
 class FakeDeadLetters:

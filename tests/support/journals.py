@@ -13,7 +13,7 @@ from typing import Any
 from ingest.buffers.frames import FrameReader, encode_head
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.journal.segments import HEADER_BYTES, encode_header, segment_files
+from ingest.buffers.journal.segments import HEADER_BYTES, PLAIN, encode_header, segment_files
 from ingest.model.block import Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.system.files import FileCalls
@@ -33,7 +33,7 @@ def numbered(*rows: int, first: int = 1) -> list[Block]:
 def segment_bytes(blocks: Sequence[Block], *, first: int = 1, salt: int = SALT) -> bytes:
     """Return the bytes of a segment that holds the blocks."""
     frames = (encode_head(block, salt) + block.tuples for block in blocks)
-    return encode_header(first, salt) + b"".join(frames)
+    return encode_header(first, salt, PLAIN) + b"".join(frames)
 
 
 def reader_of(data: bytes, *, salt: int = SALT, chunk_bytes: int = 64) -> FrameReader:
@@ -135,6 +135,7 @@ class JournalRun:
         folder: Path,
         *,
         segment_bytes: int = 1 << 20,
+        version: int = PLAIN,
         calls: FailingCalls | None = None,
         **bounds: Any,
     ) -> None:
@@ -144,6 +145,7 @@ class JournalRun:
         self.journal = Journal(
             folder,
             segment_bytes=segment_bytes,
+            version=version,
             observe_sync_s=self.ledger.journal_sync_s.observe,
             calls=calls.calls,
             probe_s=0.01,

@@ -11,8 +11,8 @@ from ingest.formats.lines import body as lines_body
 from ingest.formats.lines.body import LinePost, decode
 from ingest.formats.lines.keys import Naming
 from ingest.formats.post import Points, Post
-from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
+from ingest.model.moments import decode_readings
 from tests.support import line_oracle
 from tests.support.posts import NOW_US, RULES
 
@@ -45,7 +45,7 @@ def told_of(points: Points | str) -> line_oracle.Told | str:
         [
             (each.ts_us, each.device_id, each.metric, each.value)
             for block in points.blocks
-            for each in decode_rows(block.tuples)
+            for each in decode_readings(block.tuples)
         ],
         [(each.item, each.code, each.original) for each in points.errors],
         points.texts,

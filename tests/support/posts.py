@@ -6,7 +6,7 @@ import json
 
 from ingest.formats.json.body import decode
 from ingest.formats.post import Decoded, Post, Rules
-from ingest.model.block import decode_rows
+from ingest.model.moments import decode_readings
 from ingest.model.reading import Reading
 
 RULES = Rules(post_rows_max=5_000, ts_min_us=946_684_800_000_000, ts_ahead_us_max=86_400_000_000)
@@ -28,7 +28,7 @@ def decoded(
 
 def readings_of(result: Decoded) -> list[Reading]:
     """Return the readings of a block, none if there is no block."""
-    return list(decode_rows(result.block.tuples)) if result.block else []
+    return list(decode_readings(result.block.tuples)) if result.block else []
 
 
 def item(**changes: object) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 from ingest.app.database import make_sink
 from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import Replayer, ReplaySource
 from ingest.dead_letters.queue import DeadLetterQueue
@@ -63,6 +64,7 @@ class Half:
             ledger=self.ledger,
             database_up=lambda: self.up and self.database_state.is_open,
             letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
+            tables=make_tables(settings),
             post_rows_max=min(settings.post_rows_max, 100),
             rows_per_s=settings.dlq_replay_rows_per_s,
             pause_s=0.01,

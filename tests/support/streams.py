@@ -19,7 +19,8 @@ from ingest.model.errors import BrokerOutcomeUnknown, NotKept, Refused
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
 from ingest.model.ports import BufferStats, JournalStats, Sizes, Told, Work
 from ingest.model.reading import Letter
-from ingest.receiver.keeping import AckWaits, Keeping, Terms
+from ingest.receiver.keeping import Keeping, Terms
+from ingest.receiver.outcomes import AckWaits
 from ingest.receiver.small_posts import Page
 from ingest.roles.group_queue import Commits
 from ingest.roles.inlet import StreamInlet

@@ -19,8 +19,9 @@ from ingest.app.writing import WritingHalf
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import REPLAYED
 from ingest.dead_letters.folder.segments import live_letters
-from ingest.model.block import Ack, Block, decode_rows
+from ingest.model.block import Ack, Block
 from ingest.model.errors import BufferFull, DeadLettersBroken, JournalBroken, NotKept, Stopping
+from ingest.model.moments import decode_readings
 from ingest.model.reading import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter, Reading
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.writer.refused_rows import set_aside_rest
@@ -317,7 +318,9 @@ class Whole:
         promises.kept |= promises.buffered
         promises.buffered.clear()
         in_journal = {
-            reading for each in on_disk(self.folder / "journal") for reading in decode_rows(each)
+            reading
+            for each in on_disk(self.folder / "journal")
+            for reading in decode_readings(each)
         }
         lost = promises.kept - promises.table.keys() - self._lettered() - in_journal
         assert not lost, f"the stop has lost {len(lost)} readings"

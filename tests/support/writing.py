@@ -10,8 +10,9 @@ from typing import Any
 from ingest.app.writing import WritingHalf
 from ingest.buffers.memory import MemoryBuffer
 from ingest.config.settings import Settings
-from ingest.model.block import Ack, Block, decode_rows
+from ingest.model.block import Ack, Block
 from ingest.model.ledger import DeadLetterStats, Gauges, Ledger
+from ingest.model.moments import decode_readings
 from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s
 from ingest.writer.writer import stop_connecting
@@ -195,10 +196,10 @@ class Writing:
             if not ack.resolved
         ]
         assert [id(each) for each in left if each.ack is not None] == [id(each) for each in waiting]
-        small = [row for each in left if each.ack is None for row in decode_rows(each.tuples)]
+        small = [row for each in left if each.ack is None for row in decode_readings(each.tuples)]
         aside = {each.reading for each in self.letters.letters}
         assert self.small - self.table.keys() - aside <= set(small) <= self.small  # or stored too
         assert len(small) == len(set(small))
         assert self.buffer.stats().rows == sum(block.rows for block in left)
-        assert all(list(decode_rows(each.tuples)) for each in left)
+        assert all(list(decode_readings(each.tuples)) for each in left)
         return left

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.buffers.journal.folder import JournalFolder
+from ingest.buffers.journal.segments import PLAIN
 from ingest.model.block import PG_EPOCH_US, Block, encode_rows, names_between
 from ingest.system.clock import unix_us
 from tests.system.fleet import FIRST_US, reading
@@ -26,7 +27,7 @@ def write_journal(folder: Path) -> int:
     """Write the journal that a service leaves if it is killed in an outage; return the rows."""
     folder.mkdir(parents=True, mode=0o700)
     folder.parent.chmod(0o755)
-    store = JournalFolder(folder, segment_bytes=SEGMENT_BYTES)
+    store = JournalFolder(folder, segment_bytes=SEGMENT_BYTES, version=PLAIN)
     store.open()
     posts = written = 0
     with closing(store):

@@ -17,12 +17,12 @@ from ingest.dead_letters.store import device_in
 from ingest.formats.post import Decoded, ItemError
 from ingest.model.block import DEVICE_COLUMN, device_needle
 from ingest.model.ledger import Ledger
-from ingest.model.moments import first_readings
+from ingest.model.moments import first_readings, runs
 from ingest.model.ports import DeadLetters
 from ingest.model.reading import REFUSED, Letter, Reading
 
 POSTS_PER_PERIOD = 3  # sampled; a period is the time between two calls of `take`
-HEAD_BYTES = 1_200  # of a post: at least two rows, even with the longest names
+HEAD_BYTES = 12_000  # of a post: three rows, even of a table with 100 columns of long names
 ROWS_PER_POST = 3
 FOLLOWED_MAX = 8  # devices at once, for all pages together
 FOUND_MAX = 25  # readings of followed devices per period
@@ -92,10 +92,10 @@ class Tail:
             self._left -= 1
             self._kept.heads.append(block.tuples[:HEAD_BYTES])
         for needle in self._needles:
-            at = block.tuples.find(needle)
-            if at >= DEVICE_COLUMN:
-                start = at - DEVICE_COLUMN
-                self._kept.found.append(block.tuples[start : start + HEAD_BYTES])
+            for run in runs(block.tuples):
+                at = run.tuples.find(needle)
+                if at >= DEVICE_COLUMN:
+                    self._kept.found.append(run.head(at - DEVICE_COLUMN, HEAD_BYTES))
 
     def refused(self, letters: Sequence[Letter]) -> None:
         """Keep the devices whose readings the database refused."""

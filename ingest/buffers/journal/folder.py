@@ -55,10 +55,16 @@ log = get_logger("journal")
 
 
 class JournalFolder:
-    """A journal's folder, locked. A segment is full when it has `segment_bytes`."""
+    """A journal's folder, locked. A segment is full when it has `segment_bytes`.
 
-    def __init__(self, folder: Path, *, segment_bytes: int, calls: FileCalls = REAL_CALLS) -> None:
+    `version`: of new segments, see segments.py.
+    """
+
+    def __init__(
+        self, folder: Path, *, segment_bytes: int, version: int, calls: FileCalls = REAL_CALLS
+    ) -> None:
         self.folder = folder
+        self._version = version
         self._segment_bytes = segment_bytes
         self._calls = calls
         self._lock: FolderLock | None = None
@@ -120,7 +126,7 @@ class JournalFolder:
         file = SegmentFile(self.folder / segment_name(first, salt), first, salt)
         out = AppendFile.open(file.path, create=True, calls=self._calls, unseen_s_max=UNSEEN_S_MAX)
         try:
-            out.append(encode_header(first, salt))
+            out.append(encode_header(first, salt, self._version))
             sync_folder(self.folder, self._calls)
         except OSError:
             out.close()

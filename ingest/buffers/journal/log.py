@@ -45,13 +45,17 @@ Notes = list[tuple[SegmentFile, list[tuple[int, int]]]]
 
 
 class Journal:
-    """A folder of segments, for one event loop. `observe_sync_s` gets the time of each group."""
+    """A folder of segments, for one event loop. `observe_sync_s` gets the time of each group.
+
+    `version`: of new segments, see segments.py.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
         segment_bytes: int,
+        version: int,
         observe_sync_s: Callable[[float], None],
         calls: FileCalls = REAL_CALLS,
         probe_s: float = PROBE_S,
@@ -65,7 +69,9 @@ class Journal:
         self.changed: Callable[[], None] = lambda: None
         self.kept: Callable[[SharedBlock, Segment, int], None] = lambda *_: None
         self.refused: Callable[[SharedBlock, JournalBroken], None] = lambda *_: None
-        self._folder = JournalFolder(folder, segment_bytes=segment_bytes, calls=calls)
+        self._folder = JournalFolder(
+            folder, segment_bytes=segment_bytes, version=version, calls=calls
+        )
         self._observe_sync_s = observe_sync_s
         self._probe_s = probe_s
         self._loop: asyncio.AbstractEventLoop  # set by open

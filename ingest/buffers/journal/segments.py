@@ -8,6 +8,9 @@ A segment `journal-FIRST-SALT.log` (FIRST: the least sequence it may hold, 20 di
                        | crc32 u32
     frames             see buffers/frames.py
 
+The version is 2 if its frames may have rows of declared tables (model/moments.py), else 1. Earlier
+versions of the service know 1 only. They leave another one unread on the disk, and say so.
+
 The salt of the frames is random and secret, so nobody can post readings that look like a frame.
 Sequences increase in a segment, and from segment to segment. There may be gaps, for frames that
 could not be written.
@@ -46,7 +49,7 @@ from ingest.model.block import Block
 from ingest.system.files import open_regular
 
 MAGIC = b"IOTJRNL\n"
-VERSION = 1
+VERSIONS = PLAIN, WITH_TABLES = 1, 2
 FIRST_MAX = 1 << 63  # a file with a greater number in its name is not ours
 _FIRST_PLAUSIBLE = 1 << 61
 
@@ -291,20 +294,20 @@ def parse_name(name: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2], 16)
 
 
-def encode_header(first: int, salt: int) -> bytes:
+def encode_header(first: int, salt: int, version: int) -> bytes:
     """Return the header of a new segment."""
-    return _with_crc(_HEADER.pack(MAGIC, VERSION, first, salt, 0))
+    return _with_crc(_HEADER.pack(MAGIC, version, first, salt, 0))
 
 
 def header_fault(header: bytes, first: int, salt: int) -> str:
     """Return what is wrong with a header, or an empty string."""
-    if header == encode_header(first, salt):
+    if header in [encode_header(first, salt, version) for version in VERSIONS]:
         return ""
     if len(header) < HEADER_BYTES:
         return "cut off"
     magic, version, *_ = _HEADER.unpack_from(header)
     has_right_crc = header[:HEADER_BYTES] == _with_crc(header[: _HEADER.size])
-    if magic == MAGIC and version != VERSION and has_right_crc:
+    if magic == MAGIC and version not in VERSIONS and has_right_crc:
         return f"version {version}"
     return "altered"
 

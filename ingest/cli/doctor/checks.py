@@ -16,6 +16,7 @@ from ingest.access.tokens import is_open
 from ingest.app.database import housekeeping_url, make_target, timeouts
 from ingest.app.housekeeping import ends_soon, housekeeping_jobs
 from ingest.app.post_rules import make_sources, open_tokens
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, split_address
 from ingest.http.clients import is_loopback
 from ingest.http.tls import Certificate
@@ -224,6 +225,16 @@ def sources_check(settings: Settings) -> Check:
     except ConfigError as error:
         return Check(name, FAIL, str(error))
     return Check(name, OK, f"{counted(len(sources), 'source')}: {', '.join(sources)}")
+
+
+def tables_check(settings: Settings) -> Check:
+    """Check that the file of tables can be used; the service would not start else."""
+    name = "tables"
+    try:
+        names = [each.name for each in make_tables(settings).all]
+    except ConfigError as error:
+        return Check(name, FAIL, str(error))
+    return Check(name, OK, f"{counted(len(names), 'table')} with columns: {', '.join(names)}")
 
 
 async def partition_checks(settings: Settings, url: str) -> list[Check]:

@@ -33,6 +33,7 @@ from ingest.cli.doctor.checks import (
     judged,
     partition_checks,
     sources_check,
+    tables_check,
 )
 from ingest.cli.parser import AMBER, GREEN, JSON, RED, Command, Ending, as_typed, coloured
 from ingest.config.loading import Loaded
@@ -98,6 +99,8 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
         yield certificate_check(settings)
     if settings.sources_file:
         yield sources_check(settings)
+    if settings.tables_file:
+        yield tables_check(settings)
 
 
 def _libraries(settings: Settings) -> Check:

@@ -27,6 +27,9 @@ STORE_FAILED = 10077
 _OF_BOUNDS = "exceeded"  # in the text of STORE_FAILED: the stream is full, and its disk is well
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
+# No message has it. A stream that has it may hold rows of declared tables (model/moments.py), which
+# earlier versions cannot read: they find that its subjects differ, and refuse posts or the start.
+TABLES_SUBJECT = "ingest.in.tables"
 WRITER = "writer"  # the consumer that all writers share
 GIVEN = "ingest.given"  # writers tell each other here which messages they were given
 STATUS = "ingest.status"  # gateways and writers tell their states here, for the pages of writers

@@ -28,6 +28,7 @@ from ingest.roles.nats.protocol import (
     REPLAYED_SUBJECTS,
     STREAM,
     SUBJECT,
+    TABLES_SUBJECT,
     WRITER,
     Meaning,
     api_fault,
@@ -121,6 +122,13 @@ def wanted_readings(replicas: int, bytes_max: int, forwards: tuple[str, ...] = (
     return WantedStream(stream, {name: _consumer(name) for name in (WRITER, *forwards)})
 
 
+def for_tables(readings: WantedStream) -> WantedStream:
+    """Return what that stream must be if tables are declared."""
+    return readings._replace(
+        stream={**readings.stream, "subjects": [SUBJECT, TABLES_SUBJECT]},
+    )
+
+
 def wanted_letters(replicas: int, bytes_max: int) -> WantedStream:
     """Return what the dead letters need. A letter is live while its message is there."""
     stream = {
@@ -163,7 +171,7 @@ class Difference(NamedTuple):
     @property
     def fixed(self) -> bool:
         """Whether only an operator can change it."""
-        return self.name in FIXED
+        return self.name in FIXED and (self.name, self.found) != ("subjects", [SUBJECT])
 
     def __str__(self) -> str:
         return f"{self.name} is {_shown(self.found)}, not {_shown(self.wanted)}"
@@ -178,13 +186,22 @@ def differences(wanted: Config, found: Config) -> Iterator[Difference]:
             have = ""
         if name == "pause_until" and str(have).startswith("0001-"):
             have = None
-        if have != value:
+        if have != value and not _is_for_tables(name, value, have):
             yield Difference(name, value, have)
 
 
 def changed(wanted: Config, found: Config) -> dict[str, Any]:
     """Return the settings to send for an update: those found, with the wanted ones."""
-    return {name: value for name, value in {**found, **wanted}.items() if value is not None}
+    kept = {n: found[n] for n, value in wanted.items() if _is_for_tables(n, value, found.get(n))}
+    return {n: value for n, value in {**found, **wanted, **kept}.items() if value is not None}
+
+
+def _is_for_tables(name: str, wanted: Any, found: Any) -> bool:
+    """Whether these are the subjects of a stream that may hold rows of declared tables, too.
+
+    Who declares none leaves them: others do, or did.
+    """
+    return name == "subjects" and found == [*wanted, TABLES_SUBJECT]
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,8 @@
 Promises: one question at a time, on a connection of its own that cannot write. A question waits at
 most LOOKUP_S_MAX for those before it. Then the server stops it after LOOKUP_S_MAX, and uses one
 process for it. So the page cannot take the database from the writers.
+A metric of a declared table may also stand in `readings`, as before its time `since`. So both are
+asked, and declared tables by column_lookup.py.
 Does not: change anything in the database, or need the index for devices. The key begins with `ts`.
 So without that index, a question for one device reads the readings of all devices in that time.
 """
@@ -12,10 +14,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from ingest.model.errors import Refused
+from ingest.model.tables import Tables
 from ingest.sinks.postgres.checked_connection import KnownServer
+from ingest.sinks.postgres.column_lookup import (
+    RECENT_ROWS,
+    US,
+    WITHIN,
+    ColumnLookup,
+    Row,
+)
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     Connection,
@@ -36,7 +47,7 @@ WAITING_MAX = 8
 READINGS_MAX = 500
 BUCKETS_MAX = 2_000
 METRICS_MAX = 200  # of one device
-RECENT_ROWS = 20_000  # newest rows, searched for last values without the index: some 10 ms
+SAMPLE_ROWS = 200_000  # newest rows of the last hour, for `metrics_together`
 INDEX_ADVICE = (
     "the table has no index for devices: `{run} schema apply --device-index` makes it "
     "(50 to 61 bytes a row)"
@@ -68,12 +79,9 @@ from pg_index i where i.indrelid = to_regclass($1) and i.indisvalid and i.indpre
        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n]
       ) = $2::text[]"""
 
-_US = "(extract(epoch from {}) * 1000000)::int8 as ts_us"
-_WITHIN = (
-    "ts >= coalesce($3::timestamptz, '-infinity') and ts < coalesce($4::timestamptz, 'infinity')"
-)
 # In the questions the table has this name. It is replaced by TargetTable.source: see `_fetch`.
 _SOURCE = ":readings"
+_ALSO = ":also"  # rows of a declared table, in a curve
 # The metrics of a device, one search in the index for each.
 _METRICS = f"""
 (select r.metric from {_SOURCE} r where r.device_id = {{device}} order by r.metric limit 1)
@@ -86,11 +94,11 @@ select metric from m where metric is not null limit {METRICS_MAX}"""  # noqa: S6
 # column the planner may take the key, which begins with `ts`: 300 ms instead of 1 ms (measured).
 _OF_INDEX = "(device_id, metric, ts) >= ({device}, m.metric, {least})"
 _READINGS = f"""
-select {_US.format("ts")}, device_id, metric, value from {_SOURCE} r
-where device_id = $1 and metric = coalesce($5, metric) and {_WITHIN}
+select {US.format("ts")}, device_id, metric, value from {_SOURCE} r
+where device_id = $1 and metric = coalesce($5, metric) and {WITHIN}
 order by ts desc limit $2"""  # noqa: S608
 _READINGS_BY_INDEX = f"""
-select {_US.format("r.ts")}, device_id, r.metric, r.value from unnest($5::text[]) m (metric)
+select {US.format("r.ts")}, device_id, r.metric, r.value from unnest($5::text[]) m (metric)
 cross join lateral (
     select ts, device_id, metric, value from {_SOURCE} s
     where {_OF_INDEX.format(device="$1", least="coalesce($3::timestamptz, '-infinity')")}
@@ -98,13 +106,14 @@ cross join lateral (
     order by device_id desc, metric desc, ts desc limit $2) r
 order by r.ts desc limit $2"""  # noqa: S608
 _NEWEST = f"""
-select {_US.format("ts")}, device_id, metric, value from {_SOURCE} r order by ts desc limit $1"""  # noqa: S608
+select {US.format("ts")}, device_id, metric, value from {_SOURCE} r order by ts desc limit $1"""  # noqa: S608
 _CURVE = f"""
-select {_US.format("bucket")}, min, mean, max, count from (
+select {US.format("bucket")}, min, mean, max, count from (
     select date_bin($5::interval, ts, 'epoch'::timestamptz) as bucket,
            min(value), max(value), count(*),
            {mean("value", "count(*)")} as mean
-    from {_SOURCE} r where device_id = $1 and metric = $2 and {_WITHIN} group by 1) b
+    from (select ts, value from {_SOURCE} r
+          where device_id = $1 and metric = $2 and {WITHIN}{_ALSO}) r group by 1) b
 order by bucket"""  # noqa: S608
 _DEVICES = f"""
 with recursive d (device_id) as (
@@ -120,7 +129,7 @@ select device_id from (
 where device_id collate "C" > $1 and starts_with(device_id, $2)
 group by 1 order by device_id collate "C" limit $3"""  # noqa: S608
 _LAST_BY_INDEX = f"""
-select d.device_id, {_US.format("r.ts")}, r.metric, r.value
+select d.device_id, {US.format("r.ts")}, r.metric, r.value
 from unnest($1::text[]) d (device_id) cross join lateral (
     with recursive m (metric) as ({_METRICS.format(device="d.device_id")})
     select l.ts, l.metric, l.value from (select metric from m where metric is not null limit 20) m
@@ -130,9 +139,20 @@ from unnest($1::text[]) d (device_id) cross join lateral (
         order by device_id desc, metric desc, ts desc limit 1) l
     order by l.ts desc limit 1) r"""  # noqa: S608
 _LAST_RECENT = f"""
-select distinct on (device_id) device_id, {_US.format("ts")}, metric, value
+select distinct on (device_id) device_id, {US.format("ts")}, metric, value
 from (select * from {_SOURCE} r order by ts desc limit {RECENT_ROWS}) recent
 where device_id = any($1::text[]) order by device_id, ts desc"""  # noqa: S608
+
+# How many devices and times have the same metrics.
+_TOGETHER = f"""
+with sample as (
+    select ts, device_id, metric from {_SOURCE} r
+    where ts > now() - interval '1 hour' and ts <= now() order by ts desc limit {SAMPLE_ROWS}),
+moments as (
+    select array_agg(distinct metric) as metrics, ts from sample
+    group by device_id, ts)
+select metrics, count(*)::int4 as moments, extract(epoch from now() - min(ts))::float8 as age_s
+from moments group by metrics"""  # noqa: S608
 
 T = TypeVar("T")
 # A curve from rollups, of the table, the device and metric, the times and the step in microseconds.
@@ -156,8 +176,8 @@ EVER = Between()
 class Lookup(OneConnection):
     """Reads in the database of `database_url`. It connects when first needed. `known`: the table.
 
-    `run` is how a person types a command of the service, for `index_advice`. `rolled_curve` answers
-    from rollups, where there are any.
+    `tables` are the declared ones. `run` is how a person types a command of the service, for
+    `index_advice`. `rolled_curve` answers from rollups, where there are any.
     Times in answers are RFC 3339, or Unix microseconds if the year is not between 1 and 9999. Every
     question may raise Refused: `busy`, `too_slow`, `internal` or `database_away`.
     """
@@ -167,6 +187,7 @@ class Lookup(OneConnection):
         database_url: DatabaseUrl,
         known: KnownServer | None = None,
         *,
+        tables: Tables,
         run: str = "ingest",
         rolled_curve: RolledCurve | None = None,
     ) -> None:
@@ -175,6 +196,7 @@ class Lookup(OneConnection):
         self._database_url = database_url
         self._known = known or KnownServer()
         self._rolled_curve = rolled_curve
+        self._columns = ColumnLookup(tables)
         self._queue = asyncio.Lock()
         self._waiting = 0
         self._has_index = self._in_c_order = False
@@ -189,16 +211,25 @@ class Lookup(OneConnection):
         count = min(count, READINGS_MAX)
 
         async def ask(connection: Connection) -> dict[str, Any]:
-            between = (device_id, count, _moment(within.from_us), _moment(within.to_us))
+            span = (_moment(within.from_us), _moment(within.to_us))
+            columns = self._columns
+            if metric is None:
+                also = await columns.of_device(connection, device_id, count, span)
+            else:
+                also = await columns.of_metric(connection, device_id, metric, count, span)
+            between = (device_id, count, *span)
             if not self._has_index:
                 rows = await self._fetch(connection, _READINGS, *between, metric)
-                return {"readings": _readings(rows), "metrics": sorted({r["metric"] for r in rows})}
-            metrics = [
-                row["metric"] for row in await self._fetch(connection, _METRICS_OF, device_id)
-            ]
-            wanted = metrics if metric is None else [metric]
-            rows = await self._fetch(connection, _READINGS_BY_INDEX, *between, wanted)
-            return {"readings": _readings(rows), "metrics": metrics}
+                newest = _newest(rows, also, count)
+                metrics = {row["metric"] for row in newest}
+            else:
+                found = await self._fetch(connection, _METRICS_OF, device_id)
+                metrics = {row["metric"] for row in found}
+                wanted = list(metrics) if metric is None else [metric]
+                rows = await self._fetch(connection, _READINGS_BY_INDEX, *between, wanted)
+                newest = _newest(rows, also, count)
+                metrics |= await columns.metrics(connection, device_id, READINGS_MAX)
+            return {"readings": _readings(newest), "metrics": sorted(metrics)}
 
         return {**await self._answer(ask), "device_index": self._has_index}
 
@@ -206,10 +237,12 @@ class Lookup(OneConnection):
         """Return the newest `readings` of all devices, newest `ts` first."""
 
         async def ask(connection: Connection) -> list[dict[str, Any]]:
-            rows = await self._fetch(connection, _NEWEST, min(count, READINGS_MAX))
+            most = min(count, READINGS_MAX)
+            rows = await self._fetch(connection, _NEWEST, most)
+            newest = _newest(rows, await self._columns.newest(connection, most), most)
             return [
                 {"device_id": row["device_id"], **each}
-                for row, each in zip(rows, _readings(rows), strict=True)
+                for row, each in zip(newest, _readings(newest), strict=True)
             ]
 
         return {"readings": await self._answer(ask), "device_index": self._has_index}
@@ -226,14 +259,17 @@ class Lookup(OneConnection):
 
         async def ask(connection: Connection) -> tuple[bool, list[Record]]:
             from_us, to_us, from_rollups = within.from_us, within.to_us, self._rolled_curve
-            if from_rollups is not None and from_us is not None and to_us is not None:
+            also, its_series = self._columns.values(metric, "$6")
+            if not also and from_rollups is not None and from_us is not None and to_us is not None:
                 series, span = (device_id, metric), (from_us, to_us)
                 rolled = await from_rollups(connection, self._known.target, series, span, step_us)
                 if rolled is not None:
                     return True, rolled
             between = (_moment(within.from_us), _moment(within.to_us))
             step = timedelta(microseconds=step_us)
-            return False, await self._fetch(connection, _CURVE, device_id, metric, *between, step)
+            question = _CURVE.replace(_ALSO, f"\nunion all {also}" if also else "")
+            values = (device_id, metric, *between, step, *([its_series] if also else ()))
+            return False, await self._fetch(connection, question, *values)
 
         rollups, rows = await self._answer(ask)
         buckets = [[r["ts_us"] / 1e6, r["min"], r["mean"], r["max"], r["count"]] for r in rows]
@@ -249,15 +285,22 @@ class Lookup(OneConnection):
         the newest RECENT_ROWS of the table are searched.
         """
 
-        async def ask(connection: Connection) -> tuple[list[str], list[Record]]:
+        async def ask(connection: Connection) -> tuple[list[str], list[Row]]:
             by_name = _DEVICES if self._in_c_order else _RECENT_DEVICES
             rows = await self._fetch(connection, by_name, after, prefix, count)
-            more = [row["device_id"] for row in rows]
+            for each in self._columns.there:
+                question = (_DEVICES if each.by_device else _RECENT_DEVICES).replace(
+                    _SOURCE, each.name
+                )
+                rows += await connection.fetch(question, after, prefix, count)
+            more = sorted({row["device_id"] for row in rows})[:count]
             wanted = sorted({*names, *more})[:count]
             question = _LAST_BY_INDEX if self._has_index else _LAST_RECENT
-            return more, await self._fetch(connection, question, wanted)
+            found = await self._fetch(connection, question, wanted)
+            return more, [*found, *await self._columns.last_of(connection, wanted)]
 
-        more, rows = await self._answer(ask)
+        more, found = await self._answer(ask)
+        rows = sorted(found, key=itemgetter("ts_us"))
         last = {row["device_id"]: each for row, each in zip(rows, _readings(rows), strict=True)}
         return {"devices": more, "last": last, "device_index": self._has_index}
 
@@ -291,6 +334,7 @@ class Lookup(OneConnection):
                 connection = await self._open()
             with deadline(connection, LOOKUP_S_MAX + 1):
                 await self._look_for_index(connection)
+                await self._columns.look(connection, self._known.target.schema)
                 answer = await ask(connection)
             sound = True
         except PostgresError as error:
@@ -342,7 +386,21 @@ class Lookup(OneConnection):
         return self.connection
 
 
-def _readings(rows: Sequence[Record]) -> list[dict[str, Any]]:
+def _newest(rows: Sequence[Row], also: Sequence[Row], count: int) -> list[Row]:
+    """Return the newest readings of both, newest first."""
+    return sorted([*rows, *also], key=itemgetter("ts_us"), reverse=True)[:count]
+
+
+async def metrics_together(connection: Connection, target: TargetTable) -> list[Record]:
+    """Return which `metrics` a device had at one time, the number of such `moments`, their `age_s`.
+
+    Of the newest readings of the last hour. The driver's errors pass through.
+    """
+    rows: list[Record] = await connection.fetch(_TOGETHER.replace(_SOURCE, target.source))
+    return rows
+
+
+def _readings(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {"ts": rfc3339_or_us(row["ts_us"]), "metric": row["metric"], "value": row["value"]}
         for row in rows

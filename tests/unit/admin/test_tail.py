@@ -19,8 +19,9 @@ from ingest.admin.dashboard.tail import (
 from ingest.formats.post import Decoded, ItemError
 from ingest.model.block import Block, encode_reading
 from ingest.model.errors import DeadLettersBroken
-from ingest.model.moments import first_readings
+from ingest.model.moments import COLUMNS_MAX, first_readings, place_readings
 from ingest.model.reading import Letter, Reading
+from ingest.model.tables import ColumnTable, Tables
 from tests.support.fakes import FakeDeadLetters
 
 names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)
@@ -29,15 +30,14 @@ readings = st.builds(
 )
 
 
+def block_of(tuples: bytes, rows: int) -> Block:
+    """Return the block of some rows."""
+    return Block(tuples, rows, received_s=0.0, received_us=0, newest_ts_us=0)
+
+
 def decoded(*found: Reading, errors: int = 0, original: bytes = b'{"device_id":"e"}') -> Decoded:
     """Return a decoded post."""
-    block = Block(
-        b"".join(map(encode_reading, found)),
-        len(found),
-        received_s=0.0,
-        received_us=0,
-        newest_ts_us=0,
-    )
+    block = block_of(b"".join(map(encode_reading, found)), len(found))
     faults = [ItemError(at, None, "wrong_type", "", original) for at in range(errors)]
     return Decoded(block if found else None, faults)
 
@@ -82,6 +82,24 @@ def test_followed_device_is_found_in_every_post() -> None:
     tail.unfollow("wanted")
     tail.observe(decoded(reading("wanted")))
     assert tail.take().followed == []
+
+
+def test_rows_of_a_declared_table_are_seen_too() -> None:
+    """A row of the widest table is sampled, and found behind others, cut off or not."""
+    columns = tuple(f"{column:063}" for column in range(COLUMNS_MAX))
+    tables = Tables([ColumnTable("t" * 63, "", columns, (0,) * COLUMNS_MAX)])
+    found = [Reading(10**15, device, columns[-1], 1.0) for device in ("a", "wanted", "b")]
+    crowd = [found[0]._replace(ts_us=ts_us) for ts_us in range(500)]
+    tail = Tail()
+    tail.watched = 1
+    tail.take()
+    assert tail.follow("wanted")
+    for readings in ([*crowd[:250], found[1], *crowd[250:]], [*found, reading("wanted")]):
+        tuples, _ = place_readings(readings, tables)
+        tail.observe(Decoded(block_of(tuples, len(readings)), []))
+    told = tail.take()
+    assert told.followed == [found[1], reading("wanted"), found[1]]
+    assert told.sampled == [*crowd[:ROWS_PER_POST], reading("wanted"), *found[:2]]
 
 
 def test_followed_devices_and_what_is_found_are_bounded() -> None:

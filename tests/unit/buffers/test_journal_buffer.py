@@ -290,7 +290,7 @@ async def test_segment_of_another_version_is_left_alone(tmp_path: Path) -> None:
     await left(tmp_path / "b", 2)
     (file,) = segment_files(tmp_path / "b")
     data = bytearray(file.path.read_bytes())
-    header = format_._HEADER.pack(b"IOTJRNL\n", 2, file.first, file.salt, 0)
+    header = format_._HEADER.pack(b"IOTJRNL\n", 3, file.first, file.salt, 0)
     data[: format_.HEADER_BYTES] = header + format_._CRC.pack(crc32(header))
     file.path.write_bytes(data)
     async with JournalRun(tmp_path / "b") as after:

@@ -15,6 +15,8 @@ from ingest.buffers.frames import HEAD_BYTES, MARK, encode_head
 from ingest.buffers.journal.segments import (
     DONE_BYTES,
     HEADER_BYTES,
+    PLAIN,
+    WITH_TABLES,
     Done,
     encode_done,
     encode_header,
@@ -73,7 +75,7 @@ def test_frame_of_one_post_is_what_earlier_versions_wrote() -> None:
     for posts in (0, 1):
         head = frame[8 : HEAD_BYTES - 4] + struct.pack(">I", posts)
         crc = struct.pack(">I", crc32(head + block.tuples, SALT))
-        data = encode_header(1, SALT) + MARK + crc + head + block.tuples
+        data = encode_header(1, SALT, PLAIN) + MARK + crc + head + block.tuples
         assert [each.posts for each in reader_of(data)] == [1]
 
 
@@ -86,8 +88,8 @@ def test_frame_of_several_posts_is_read_by_earlier_versions_too(posts: int) -> N
     fields = (block.sequence, block.rows, block.received_us, block.newest_ts_us)
     assert as_an_earlier_version_reads(frame) == fields
     assert frame[8 : HEAD_BYTES - 4] == as_an_earlier_version_wrote(block)[8 : HEAD_BYTES - 4]
-    assert [each.posts for each in reader_of(encode_header(1, SALT) + frame)] == [posts]
-    assert encode_header(1, SALT)[8:12] == b"\0\0\0\1"
+    assert [each.posts for each in reader_of(encode_header(1, SALT, PLAIN) + frame)] == [posts]
+    assert encode_header(1, SALT, PLAIN)[8:12] == b"\0\0\0\1"
 
 
 @given(
@@ -172,11 +174,13 @@ def test_length_beyond_reason_reads_no_gigabytes() -> None:
 
 def test_header_tells_what_is_wrong_with_it() -> None:
     """A header is altered, cut off, or of another version."""
-    header = encode_header(7, SALT)
+    assert header_fault(encode_header(7, SALT, WITH_TABLES), 7, SALT) == ""
+    assert header_fault(encode_header(7, SALT, 3), 7, SALT) == "version 3"
+    header = encode_header(7, SALT, PLAIN)
     assert header_fault(header, 7, SALT) == ""
     assert header_fault(header[:20], 7, SALT) == "cut off"
     assert header_fault(b"", 7, SALT) == "cut off"
-    assert header_fault(encode_header(8, SALT), 7, SALT) == "altered"
+    assert header_fault(encode_header(8, SALT, PLAIN), 7, SALT) == "altered"
     for at in range(HEADER_BYTES):
         altered = bytearray(header)
         altered[at] ^= 1

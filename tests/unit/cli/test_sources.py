@@ -8,7 +8,7 @@ import pytest
 
 from ingest.cli.commands import main
 from ingest.cli.doctor.checks import sources_check
-from ingest.config.named_files import SOURCES_MAX
+from ingest.config.named_files import ENTRIES_MAX
 from ingest.config.settings import Settings
 from tests.support.commands import Here, Step
 
@@ -80,9 +80,9 @@ FILES: list[tuple[str, list[Step]]] = [
             (ESP + 'valeus = "."\n', "did you mean values"),
             (SAME_PATH, "key path: ttn has /a/b"),
             ("[source]\n", "write [[source]] with two brackets"),
-            ("listen = 1\n", "'listen' is no table of a source"),
+            ("listen = 1\n", "'listen' is no part of a source"),
             ("[[source]\n", "is not TOML"),
-            ("[[source]]\n" * (SOURCES_MAX + 1), "more than 200 sources"),
+            ("[[source]]\n" * (ENTRIES_MAX + 1), "more than 200 sources"),
             ("#" * 1_048_577, "is larger than"),
         )
     ),

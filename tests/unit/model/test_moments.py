@@ -9,17 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.buffers.frames import FRAME_BYTES_MAX
 from ingest.model.block import PG_EPOCH_US, encode_rows, names_between
 from ingest.model.moments import (
+    COLUMNS_MAX,
     MARK,
     decode_readings,
     encode_placed,
     first_readings,
+    place_readings,
+    reading_bytes_max,
     readings_fault,
     runs,
 )
 from ingest.model.reading import Reading
-from ingest.model.tables import ColumnTable, Tables
+from ingest.model.tables import ColumnTable, Tables, metric_of
 
 SINCE_US = PG_EPOCH_US + 1_000
 CLIMATE = ColumnTable("climate", "", ("temperature", "humidity", "co2"), (SINCE_US,) * 3)
@@ -133,6 +137,17 @@ def test_values_of_one_moment_are_one_row(readings: list[Reading]) -> None:
             if (home := TABLES.home(each.metric))
         }
         assert sum(run.rows for run in in_tables) == len(moments)
+
+
+def test_largest_reading_fits_into_a_frame() -> None:
+    """With the longest names, and in the widest table: a row and a section for one value."""
+    columns = tuple(f"{column:063}" for column in range(COLUMNS_MAX))
+    for measurement, series in (("", ""), ("m", "t=" + "x" * 400)):
+        table = ColumnTable("t" * 63, measurement, columns, (0,) * COLUMNS_MAX)
+        metric = metric_of(measurement, columns[0], series)
+        tuples, _ = place_readings([Reading(10**15, "ü" * 256, metric, 1.0)], Tables([table]))
+        assert len(tuples) <= reading_bytes_max(table) < FRAME_BYTES_MAX // 100_000
+        assert readings_fault(tuples, 1) == ""
 
 
 def test_without_a_home_rows_are_as_ever() -> None:

@@ -25,10 +25,10 @@ from ingest.receiver.keeping import (
     LETTERS_AT_ONCE,
     PORTION_BYTES,
     SLOW_S,
-    AckWaits,
     Keeping,
     Terms,
 )
+from ingest.receiver.outcomes import AckWaits
 from ingest.system.clock import monotonic_s, unix_us
 from tests.contract.buffers import journal, memory, spilling
 from tests.support.blocks import block_of, make_block, make_reading

@@ -108,7 +108,7 @@ async def test_batch_for_which_a_post_waits_is_closed_at_once(waits: bool) -> No
     buffer = make_buffer()
     gatherer = gatherer_of(buffer, linger_s=60)
     await put(buffer, 100)
-    await gathered(gatherer)
+    first = await gathered(gatherer)
     task = asyncio.create_task(gathered(gatherer))
     blocks = await put(buffer, 3)
     if waits:
@@ -116,12 +116,15 @@ async def test_batch_for_which_a_post_waits_is_closed_at_once(waits: bool) -> No
         assert not task.done()
     awaited = make_block(1, ack=Ack())
     (await buffer.reserve(1, len(awaited.tuples), awaited=True)).put(awaited)
+    await asyncio.sleep(0.01)
+    assert not task.done(), "others may come while the first batch is written"
+    buffer.settle(first.blocks)
     assert await task == Batch([*blocks, awaited], 4, "commit")
     task = asyncio.create_task(gathered(gatherer))
     await put(buffer, 100)
     await asyncio.sleep(0.01)
     assert not task.done(), "nobody waits for the commit of this one"
-    buffer.give_back([awaited])  # its write failed
+    buffer.give_back([*blocks, awaited])  # its write failed
     assert (await task).trigger == "commit"
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from ingest.roles.nats.streams import FIXED, Found, changed, differences, faults, wanted_readings
+from ingest.roles.nats.streams import (
+    FIXED,
+    Found,
+    changed,
+    differences,
+    faults,
+    for_tables,
+    wanted_readings,
+)
 
 WANTED = wanted_readings(replicas=3, bytes_max=1_000)
 
@@ -83,6 +91,21 @@ def test_settings_that_a_server_leaves_out_have_their_defaults() -> None:
     (found,) = differences(WANTED.stream, config)
     assert str(found) == "deny_delete is False, not True"
     assert {"subjects", "retention", "storage"} <= FIXED
+
+
+def test_stream_that_may_hold_rows_of_tables_is_marked_once_and_stays_so() -> None:
+    """Earlier versions find a difference that they cannot change. Who has no tables leaves it."""
+    with_tables = for_tables(WANTED).stream
+    config, marked = changed(WANTED.stream, {}), changed(with_tables, {})
+    (found,) = differences(with_tables, config)
+    assert (found.name, found.fixed) == ("subjects", False)
+    assert changed(with_tables, config) == marked
+    for wanted in (WANTED.stream, with_tables):
+        assert list(differences(wanted, marked)) == []
+        assert changed(wanted, marked | {"max_age": 5}) == marked
+    (found,) = differences(with_tables, config | {"subjects": ["other.>"]})
+    assert found.fixed
+    assert "subjects" in FIXED, "earlier versions have it there, and refuse"
 
 
 def test_faults_name_what_is_missing_or_behind() -> None:

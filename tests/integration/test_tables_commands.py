@@ -1,0 +1,64 @@
+"""`ingest tables suggest` on a real database; `schema` and `doctor` with declared tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import asyncpg
+
+from ingest.config.declared_tables import declared_tables
+from ingest.model.tables import Tables
+from tests.support.commands import Here
+
+# 100 devices send four values at 10 times in the last hour, and one has a future time.
+FLEET = """
+insert into readings select now() - s * interval '5 minutes', 'd' || d, m, random()
+from generate_series(0, 9) s, generate_series(1, 100) d,
+     unnest(array['temperature', 'humidity', 'cpu.idle,cpu=0', 'cpu.user,cpu=0']) m
+union all values (now() + interval '1 hour', 'd1', 'later', 1.0)"""
+
+
+async def test_suggest_prints_a_file_for_what_came_in_the_last_hour(
+    here: Here, readings_url: str, readings_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """The file can be used as it is. What its tables take is not suggested again."""
+    words = ("tables", "suggest", "--database-url", readings_url)
+    empty = await here(*words)
+    assert empty.code == 1
+    assert empty.stdout.startswith("# There is no reading of the last hour in the table")
+    await readings_connection.execute(FLEET)
+    done = await here(*words)
+    assert (done.code, done.stderr) == (0, "")
+    file = tmp_path / "tables.toml"
+    file.write_text(done.stdout)
+    tables = Tables(declared_tables(str(file), "readings"))
+    assert {each.name: set(each.columns) for each in tables.all} == {
+        "cpu": {"idle", "user"},
+        "sensors": {"humidity", "temperature"},
+    }
+    assert "Of 4,000 readings of the last 45 min, 4,000 would be 2,000 rows" in done.stdout
+    assert "they need 0.6 to 0.9 MB now, with the key, and would need 0.1 to 0.2 MB" in done.stdout
+    found = json.loads((await here(*words, "--json")).stdout)
+    assert [(each["readings"], each["rows"]) for each in found["tables"]] == [(2_000, 1_000)] * 2
+    again = await here(*words, "--tables-file", file)
+    assert (again.code, "no table would help" in again.stdout) == (1, True)
+
+
+async def test_suggest_reads_a_table_with_other_names(
+    here: Here, database_url: str, tmp_path: Path
+) -> None:
+    """And says that few readings tell little; a table that is not there is told as ever."""
+    connection = await asyncpg.connect(database_url)
+    words = ["tables", "suggest", "--database-url", database_url, "--table-name", "own"]
+    words += ["--column-ts", "at", "--column-metric", "Name"]
+    assert "does not exist" in (await here(*words)).stderr
+    await connection.execute(
+        """create table own (at timestamptz, device_id text, "Name" text, value float8);
+        insert into own values (now(), 'a', 'x', 1), (now(), 'a', 'y', 1)"""
+    )
+    await connection.close()
+    done = await here(*words)
+    assert done.code == 0
+    assert "few readings" in done.stdout
+    assert 'metrics = [\n    "x",\n    "y",\n]' in done.stdout

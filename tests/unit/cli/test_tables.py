@@ -1,0 +1,113 @@
+"""`ingest tables`: what is listed, and which tables are suggested for what came together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.cli.commands import main
+from ingest.cli.doctor.checks import tables_check
+from ingest.cli.tables import file_text, suggestions
+from ingest.config.declared_tables import declared_tables
+from ingest.config.settings import Settings
+from ingest.model.tables import NO_TABLES, ColumnTable, Tables
+from tests.support.commands import Here, Step
+from tests.unit.config.test_declared_tables import CLIMATE, SINCE_US
+
+SINCE = "2026-12-01T00:00:00Z"
+
+
+def suggested(
+    *seen: tuple[str, int], known: Tables = NO_TABLES
+) -> dict[str, tuple[str, str, int, int]]:
+    """Return by name: measurement, sorted columns, readings and rows of each suggested table."""
+    sets = [(frozenset(metrics.split()), moments) for metrics, moments in seen]
+    return {
+        table.name: (table.measurement, " ".join(sorted(table.columns)), readings, rows)
+        for table, readings, rows in suggestions(sets, known, "readings", SINCE_US)
+    }
+
+
+def test_fields_of_a_measurement_become_a_table_with_a_row_for_each_series() -> None:
+    """All plugins of a host may have the same time."""
+    host = "cpu.idle,cpu=0 cpu.user,cpu=0 cpu.idle,cpu=1 cpu.user,cpu=1 load.one load.five up.s"
+    assert suggested((host, 10)) == {
+        "cpu": ("cpu", "idle user", 40, 20),
+        "load": ("load", "five one", 20, 10),
+    }
+    names = [("a.b.x a.b.y", 4), ("readings.a readings.b", 3), ("ingest_x.a ingest_x.b", 2)]
+    assert [*suggested(*names, ("1.x 1.y", 1))] == ["a_b", "readings_2", "t_ingest_x", "t_1"]
+
+
+def test_metrics_that_come_with_each_other_become_a_table() -> None:
+    """Each with the most frequent one that it comes with, in at least half of all cases."""
+    seen = (("temperature humidity", 90), ("temperature humidity battery", 10), ("door", 50))
+    assert suggested(*seen) == {"sensors": ("", "battery humidity temperature", 210, 100)}
+    apart = (("temperature", 90), ("temperature humidity", 1), ("humidity", 90))
+    assert suggested(*apart) == {}
+    assert suggested(("a b", 5), ("c d", 4)) == {
+        "sensors": ("", "a b", 10, 5),
+        "sensors_2": ("", "c d", 8, 4),
+    }
+
+
+def test_what_cannot_be_a_column_or_has_one_is_left_out() -> None:
+    """A name of the key, one that is too long, one with tags, and what a declared table takes."""
+    known = Tables([ColumnTable("sensors", "", ("a", "b"), (0, 0))])
+    long = "x" * 64
+    assert suggested((f"a b c d ts xmin {long} e,f", 3), known=known) == {
+        "sensors_2": ("", "c d", 6, 3)
+    }
+
+
+PARTS = st.sampled_from(["cpu", "a\\,b", ",", "ü", "value", "", ".", "x" * 64])
+METRICS = (
+    st.builds("{}.{},{}".format, PARTS, PARTS, PARTS)
+    | PARTS.filter(bool)
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+)
+
+
+@given(st.lists(st.tuples(st.frozensets(METRICS, min_size=1), st.integers(1, 9)), max_size=9))
+def test_suggested_file_is_read_as_it_was_meant(
+    tmp_path_factory: pytest.TempPathFactory, seen: list[tuple[frozenset[str], int]]
+) -> None:
+    """Whatever the names are; and its tables take as many readings as it says."""
+    found = suggestions(seen, NO_TABLES, "readings", SINCE_US)
+    file = tmp_path_factory.getbasetemp() / "tables.toml"
+    file.write_text(file_text(found))
+    tables = Tables(declared_tables(str(file), "readings"))
+    assert list(tables.all) == [each.table for each in found]
+    homes = [(tables.home(metric), moments) for metrics, moments in seen for metric in metrics]
+    for table, readings, _ in found:
+        assert readings == sum(moments for home, moments in homes if home and home.table == table)
+
+
+def test_list_shows_tables_and_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a file it says so."""
+    file = tmp_path / "tables.toml"
+    file.write_text(CLIMATE)
+    steps = [
+        Step("list", out=["tables_file is empty", "telegraf_cpu: usage_user, usage_system, "]),
+        Step(
+            "list --tables-file {file}",
+            out=["climate  (metrics)\n  temperature", f"since {SINCE}\n"],
+        ),
+        Step("list --tables-file {file} --json", out=[f'"humidity": "{SINCE}"']),
+        Step("list --tables-file {file}x", 2, err=["cannot be read"]),
+    ]
+    here = Here(capsys, lambda words: main(["tables", *words]))
+    assert here.faults(steps, file=file) == []
+
+
+def test_doctor_says_which_tables_the_file_has(tmp_path: Path) -> None:
+    """The service would not start with a wrong one."""
+    file = tmp_path / "tables.toml"
+    file.write_text(CLIMATE)
+    settings = Settings(tables_file=str(file))
+    assert tables_check(settings) == ("tables", "ok", "1 table with columns: climate")
+    file.write_text("x")
+    assert tables_check(settings).state == "FAIL"
