@@ -74,6 +74,15 @@ def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
     return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
 
 
+def make_replay_sink(
+    url: DatabaseUrl, settings: Settings, *, name: str, known: KnownServer | None = None
+) -> SinkPostgres:
+    """Return a sink for a replay by hand, which may need partitions for late readings."""
+    sink = make_sink(url, settings, name=name, known=known)
+    sink.late = late_partitions(settings, housekeeping_url(settings, url), eager=True)
+    return sink
+
+
 def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
     """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
     return PartitionsAhead(

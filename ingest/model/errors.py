@@ -143,5 +143,9 @@ class Stopping(IngestError):
     """The service is stopping, so this wait has ended early. Nothing was changed."""
 
 
+class Broken(IngestError):
+    """A part of the pipeline has died; the log says which. What was acknowledged is kept."""
+
+
 class ReplayStopped(IngestError):
     """The database cannot take dead letters now. Those replayed before stay replayed."""

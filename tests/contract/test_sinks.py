@@ -15,6 +15,7 @@ from ingest.model.block import PG_EPOCH_US, Refusal
 from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Sink, Stored
 from ingest.model.reading import Reading
+from ingest.sinks.memory_table import MemoryTable
 from ingest.sinks.postgres import schema
 from tests.conftest import Server
 from tests.support.fake_sink import FakeSink
@@ -53,7 +54,12 @@ def shared_url(server: Server) -> Iterator[str]:
     server.drop(name)
 
 
-@pytest.fixture(params=["copy", "insert", "fake"])
+REFUSING = ("copy", "insert", "fake")
+# Tests that need no refused row: also with the table in memory, which takes all.
+takes_all = pytest.mark.parametrize("subject", [*REFUSING, "memory"], indirect=True)
+
+
+@pytest.fixture(params=REFUSING)
 async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncIterator[Subject]:
     """Give each sink in turn, on an empty table that refuses one value."""
     if request.param == "fake":
@@ -63,6 +69,14 @@ async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncItera
             return sorted(fake.table)
 
         yield Subject(fake, table)
+        return
+    if request.param == "memory":
+        memory = MemoryTable()
+
+        async def kept() -> list[Reading]:
+            return sorted(memory.rows)
+
+        yield Subject(memory, kept)
         return
     connection = await asyncpg.connect(shared_url)
     await connection.execute(
@@ -98,6 +112,7 @@ def with_refused(rows: list[Reading], *places: int) -> list[Reading]:
     ]
 
 
+@takes_all
 async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None:
     """When a write returns, all rows of its blocks are committed."""
     rows = readings(100)
@@ -107,11 +122,13 @@ async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None
     assert await subject.table() == sorted(rows)
 
 
+@takes_all
 async def test_unopened_sink_opens_itself_at_the_first_write(subject: Subject) -> None:
     """A call of `open` is not needed before."""
     assert await subject.sink.write(encode(readings(1)), 1, idempotent=False) == Stored(1, 0)
 
 
+@takes_all
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_rows_written_twice_are_stored_once(subject: Subject, idempotent: bool) -> None:
     """The same fact stored twice is stored once, and counted as a duplicate."""
@@ -122,6 +139,7 @@ async def test_rows_written_twice_are_stored_once(subject: Subject, idempotent: 
     assert await subject.table() == sorted(rows)
 
 
+@takes_all
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_rows_partly_there_count_both_ways(subject: Subject, idempotent: bool) -> None:
     """New rows of a batch are committed even if others are in the table, or twice in the batch."""
@@ -131,6 +149,7 @@ async def test_rows_partly_there_count_both_ways(subject: Subject, idempotent: b
     assert await subject.table() == sorted(readings(20))
 
 
+@takes_all
 async def test_facts_that_differ_in_value_only_are_both_kept(subject: Subject) -> None:
     """Two values under one timestamp are two facts."""
     rows = [Reading(START_US, "d", "m", 1.0), Reading(START_US, "d", "m", 1.0000000000000002)]
@@ -138,6 +157,7 @@ async def test_facts_that_differ_in_value_only_are_both_kept(subject: Subject) -
     assert await subject.table() == rows
 
 
+@takes_all
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_extreme_values_come_back_bit_exact(subject: Subject, idempotent: bool) -> None:
     """The table has exactly each float64, microsecond and name that the receiver accepts."""
@@ -211,12 +231,14 @@ async def test_sink_takes_a_row_only_if_it_is_new_and_not_refused(subject: Subje
     assert await subject.sink.write(encode(new), 2, idempotent=False) == Stored(2, 0)
 
 
+@takes_all
 async def test_empty_table_is_tried_with_a_row_of_our_own(subject: Subject) -> None:
     """The first row of all may be a bad one."""
     assert await subject.sink.takes_any([], like_stored=True)
     assert await subject.table() == []
 
 
+@takes_all
 async def test_isolating_write_without_refused_rows_sets_nothing_aside(subject: Subject) -> None:
     """There is no call with an empty list."""
     set_aside = SetAsides()
