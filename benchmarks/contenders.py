@@ -7,8 +7,6 @@ checks that all taken readings are stored, and raises Broken if they are not.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,16 +16,9 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks import floors, peers, wrk
+from benchmarks import floors, library, peers, wrk
 from benchmarks.database import count_rows
-from benchmarks.processes import (
-    Broken,
-    Child,
-    make_certificate,
-    own_server,
-    run_driver,
-    scratch,
-)
+from benchmarks.processes import Broken, Child, make_certificate, own_server, scratch
 from benchmarks.service import Service
 
 Figures = dict[str, float]
@@ -39,7 +30,6 @@ INSERTS_S_MIN = 3.0
 COPY_ROWS_PER_S = 500_000  # about; says how many rows a run of `seconds` copies
 JOURNAL = ("--buffer", "journal")
 CPU_US = "cpu_us_per_reading"
-PROGRAMS = "benchmarks.library_programs"
 COMMITTED, DURABLE = f"{wrk.READINGS}?ack=committed", f"{wrk.READINGS}?ack=durable"
 LINES = "/write?precision=u&ack=durable"  # the same bytes as InfluxDB gets
 
@@ -201,19 +191,18 @@ def measure_app(plan: Plan, script: str) -> Figures:
     """Measure an app of aiohttp with the pages; the service beside it only lends its database."""
     with running_service() as service:
         of_app = ("--database-url", service.database_url, "--partition-span", "none")
-        figures = measure_service(plan, script, DURABLE, (*JOURNAL, *of_app), module=PROGRAMS)
+        figures = measure_service(
+            plan, script, DURABLE, (*JOURNAL, *of_app), module=library.__name__
+        )
     del figures["postgres_cores"]  # it has started none
     return figures
 
 
 def measure_puts(plan: Plan, tasks: int) -> Figures:
-    """Measure a program that puts; the service beside it only lends its database."""
+    """Measure tasks of this process that put; the service beside it only lends its database."""
     with running_service() as service, scratch() as folder:
-        url, program = service.database_url, (sys.executable, "-m", PROGRAMS)
-        command = [*program, "put", str(tasks), f"{plan.seconds:g}", url, str(folder / "state")]
-        output, _ = run_driver(command, plan.seconds)
-    figures: Figures = json.loads(output)
-    return figures
+        url = service.database_url
+        return uvloop.run(library.puts(url, folder / "state", tasks, plan.seconds))
 
 
 # Streams are encoded once: every run has a fresh table.

@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from ingest.access.tokens import OPEN, TOKEN
+from ingest.app.pipeline.pipeline import Pipeline
 from ingest.formats.mapped.source import IN
 from ingest.http.clients import Client, Proxies, network_of
 from ingest.http.request_and_answer import (
@@ -81,7 +82,7 @@ class Front:
     Requests with the same head share it, as on the data port.
     """
 
-    def __init__(self, pipeline: Any, prefix: str, *, is_open: bool) -> None:
+    def __init__(self, pipeline: Pipeline, prefix: str, *, is_open: bool) -> None:
         self._pipeline = pipeline
         self._prefix = prefix
         self._is_open = is_open
@@ -89,7 +90,7 @@ class Front:
 
     async def handle(self, asked: web.Request) -> web.StreamResponse:
         """Answer a request."""
-        endpoint = self._pipeline.core.endpoint
+        endpoint = self._pipeline.endpoint
         head, content = self._head(asked), asked.content
         proxies = endpoint.port.connections.proxies
         exchange = _Exchange(asked.transport, is_open=self._is_open, proxies=proxies)
@@ -164,7 +165,7 @@ async def _expect(_asked: web.Request) -> None:
 
 
 def routes(
-    pipeline: Any,
+    pipeline: Pipeline,
     *,
     access: Literal["open", "token"],
     prefix: str = "",
@@ -187,7 +188,7 @@ def routes(
     return [web.route("*", prefix + path, handle, expect_handler=_expect) for path in only]
 
 
-def context(pipeline: Any) -> Callable[[web.Application], AsyncIterator[None]]:
+def context(pipeline: Pipeline) -> Callable[[web.Application], AsyncIterator[None]]:
     """Return what opens the pipeline before the app listens, for `app.cleanup_ctx`.
 
     It drains it when the app has ended: no handler is in work any more then. Raises StartError in

@@ -19,6 +19,6 @@ class RunningApp(Running):
 
 if __name__ == "__main__":
     with constants.wanted():
-        from benchmarks.library_programs import main
+        from benchmarks.library import main
 
         main(sys.argv[1:])

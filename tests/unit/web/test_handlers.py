@@ -35,7 +35,7 @@ class App(Receiver):
 
     def __init__(self, tokens: Tokens | None, **settings: Any) -> None:
         super().__init__(Settings(**settings), tokens, levels=("durable", "buffered"))
-        self.pipeline: Any = SimpleNamespace(core=SimpleNamespace(endpoint=self.endpoint))
+        self.pipeline: Any = SimpleNamespace(endpoint=self.endpoint)
         self.runners: list[web.AppRunner] = []
 
     async def listen(self, app: web.Application, **options: Any) -> str:
@@ -375,7 +375,7 @@ async def test_app_that_ends_answers_what_is_in_work() -> None:
     app = App(None)
 
     class Pipeline:
-        core = app.pipeline.core
+        endpoint = app.endpoint
 
         async def __aenter__(self) -> None:
             steps.append("opened")
@@ -383,9 +383,10 @@ async def test_app_that_ends_answers_what_is_in_work() -> None:
         async def __aexit__(self, *_: object) -> None:
             steps.append(f"closed, {app.endpoint._keeping.in_work} in work")
 
+    pipeline: Any = Pipeline()
     served = web.Application()
-    served.add_routes(routes(Pipeline(), access="open"))
-    served.cleanup_ctx.append(context(Pipeline()))
+    served.add_routes(routes(pipeline, access="open"))
+    served.cleanup_ctx.append(context(pipeline))
     app.address = await app.listen(served)
     assert steps == ["opened"]
     client = await app.waits(post(GOOD))
