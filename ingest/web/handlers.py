@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from aiohttp import web
@@ -77,21 +78,20 @@ class _Exchange:
 
 
 class Front:
-    """Answers the requests of one app below `prefix`. `is_open`: nobody needs a token.
+    """Answers the requests of one app. `is_open`: nobody needs a token.
 
     Requests with the same head share it, as on the data port.
     """
 
-    def __init__(self, pipeline: Pipeline, prefix: str, *, is_open: bool) -> None:
+    def __init__(self, pipeline: Pipeline, *, is_open: bool) -> None:
         self._pipeline = pipeline
-        self._prefix = prefix
         self._is_open = is_open
         self._heads: dict[Any, Head] = {}
 
-    async def handle(self, asked: web.Request) -> web.StreamResponse:
-        """Answer a request."""
+    async def handle(self, page: str, asked: web.Request) -> web.StreamResponse:
+        """Answer a request to a page: a path of `routes`, without the prefix."""
         endpoint = self._pipeline.endpoint
-        head, content = self._head(asked), asked.content
+        head, content = self._head(page, asked), asked.content
         proxies = endpoint.port.connections.proxies
         exchange = _Exchange(asked.transport, is_open=self._is_open, proxies=proxies)
         address = asked.remote or ""
@@ -115,11 +115,11 @@ class Front:
             exchange.place.left()
         return _response(answer)
 
-    def _head(self, asked: web.Request) -> Head:
+    def _head(self, page: str, asked: web.Request) -> Head:
         key = asked.method, asked.version, asked.raw_path, asked.raw_headers
         head = self._heads.get(key)
         if head is None:
-            head = Head(self._message(asked), has_body=asked.body_exists)
+            head = Head(_message(page, asked), has_body=asked.body_exists)
             head_bytes = sum(len(name) + len(value) for name, value in asked.raw_headers)
             if head_bytes + len(asked.raw_path) <= KNOWN_BYTES_MAX:
                 if len(self._heads) >= KNOWN_MAX:
@@ -127,26 +127,30 @@ class Front:
                 self._heads[key] = head
         return head
 
-    def _message(self, asked: web.Request) -> RawRequestMessage:
-        """Return a head as the parser gives it; its path is that of the page."""
-        prefix, path, url = self._prefix, asked.raw_path, asked.rel_url
-        if not path.startswith(prefix + "/"):  # percent-encoded, or a whole URL
-            path = f"{url.path}?{url.raw_query_string}"
-        if prefix:
-            path = path.removeprefix(prefix)
-            url = url.with_path(url.path.removeprefix(prefix))
-        return RawRequestMessage(
-            asked.method,
-            path,
-            asked.version,
-            asked.headers,
-            asked.raw_headers,
-            should_close=not asked.keep_alive,
-            compression=None,
-            upgrade=False,
-            chunked="Transfer-Encoding" in asked.headers,
-            url=url,
-        )
+
+def _message(page: str, asked: web.Request) -> RawRequestMessage:
+    """Return a head as the parser gives it; its path begins where that of the page does."""
+    path, url, resource = asked.raw_path, asked.rel_url, asked.match_info.route.resource
+    assert resource is not None, "the router has found it"
+    # The prefixes of `routes` and of the apps around this one: what stands before the page's path.
+    prefix = resource.canonical.rpartition(page.partition("{")[0])[0]
+    if not path.startswith(prefix + "/"):  # percent-encoded, or a whole URL
+        path = f"{url.path}?{url.raw_query_string}"
+    if prefix:
+        path = path.removeprefix(prefix)
+        url = url.with_path(url.path.removeprefix(prefix))
+    return RawRequestMessage(
+        asked.method,
+        path,
+        asked.version,
+        asked.headers,
+        asked.raw_headers,
+        should_close=not asked.keep_alive,
+        compression=None,
+        upgrade=False,
+        chunked="Transfer-Encoding" in asked.headers,
+        url=url,
+    )
 
 
 def _response(answer: Answer) -> web.Response:
@@ -183,9 +187,11 @@ def routes(
     """
     if access not in (OPEN, TOKEN):
         raise ValueError(f'access is "open" or "token", not {access!r}')
-    prefix = prefix.rstrip("/")
-    handle = Front(pipeline, prefix, is_open=access == OPEN).handle
-    return [web.route("*", prefix + path, handle, expect_handler=_expect) for path in only]
+    handle = Front(pipeline, is_open=access == OPEN).handle
+    return [
+        web.route("*", prefix.rstrip("/") + page, partial(handle, page), expect_handler=_expect)
+        for page in only
+    ]
 
 
 def context(pipeline: Pipeline) -> Callable[[web.Application], AsyncIterator[None]]:
