@@ -28,6 +28,7 @@ from ingest.model.causes import (
     NO_SUCH_HOST,
     NOT_DURABLE,
     SCHEMA,
+    TABLES,
     Trouble,
     Verdict,
     WriteFailed,
@@ -36,7 +37,7 @@ from ingest.model.ledger import Ledger
 from ingest.model.ports import DeadLetters, Inlet, Outlet, Sink
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.connection import DatabaseUrl
-from ingest.sinks.postgres.housekeeping.making import make_table
+from ingest.sinks.postgres.housekeeping.making import make_column_tables, make_table
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import BatchCap, Gatherer
 from ingest.writer.database_state import ROWS_MAX, WINDOW_ROWS, CircuitBreaker, DatabaseState
@@ -119,6 +120,7 @@ class WritingHalf:
         while not (stopping.is_set() or self.checked):
             try:
                 await self.sinks[0].open()
+                await self._make_column_tables(url())
             except WriteFailed as failure:
                 if stopping.is_set():
                     return False  # the stop aborted it
@@ -128,7 +130,7 @@ class WritingHalf:
                         await self._try_later()
                     continue
                 first = not (self.first_try.is_set() or posts_taken())
-                if failure.reason == NOT_DURABLE and first:
+                if failure.reason in (NOT_DURABLE, TABLES) and first:
                     self.refusal = failure.message
                     break
                 self.database_state.failed(failure)
@@ -170,6 +172,19 @@ class WritingHalf:
             span=settings.partition_span,
             ahead=partitions_ahead(settings),
         )
+
+    async def _make_column_tables(self, url: str) -> None:
+        settings = self._settings
+        if tables := make_tables(settings).all:
+            await make_column_tables(
+                url,
+                self.known.target,
+                tables,
+                timeouts(settings),
+                may_make=settings.schema_apply,
+                span=settings.partition_span,
+                ahead=partitions_ahead(settings),
+            )
 
     async def _try_later(self) -> None:
         self.first_try.set()

@@ -11,10 +11,12 @@ from typing import Any
 from ingest.app.database import make_target, partitions_ahead, timeouts
 from ingest.cli.context import database, owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
+from ingest.config.declared_tables import make_tables
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings
 from ingest.model.errors import StartError
-from ingest.sinks.postgres import schema, wide_view
+from ingest.model.moments import form_of_table
+from ingest.sinks.postgres import column_tables, schema, wide_view
 from ingest.sinks.postgres.connection import as_start_error, connected, opened
 from ingest.sinks.postgres.housekeeping import making, registry
 from ingest.sinks.postgres.housekeeping.table_state import look_at
@@ -63,19 +65,41 @@ async def _apply(
         role=args.role,
         partitions=await making.first_partitions(opened, span, ahead, target),
     )
+
+    async def partitions(target: schema.TargetTable) -> schema.OnMade | None:
+        return await making.first_partitions(opened, span, ahead, target)
+
+    tables = make_tables(settings).all
+    done += await column_tables.apply(opened, target, tables, role=args.role, partitions=partitions)
     view = await look_at(opened, target.name, span, target=target, sizes=False)
     if args.role and view.ours and args.role != view.owner:
         done.append(NOT_OWNER.format(role=args.role))
     return Ending({"done": done}, "\n".join(done))
 
 
-async def _show(opened: Any, target: schema.TargetTable, *_: object) -> Ending:
-    """Return the table; the exit code is 1 if it cannot be used."""
-    text = await schema.show(opened, target)
-    seen = await schema.look(opened, target)
-    fits = seen.difference is None
-    found = {"fits": fits, "difference": seen.difference, "sql": seen.sql, "table": text}
-    return Ending(found, text, 0 if fits else 1)
+async def _show(
+    opened: Any, target: schema.TargetTable, _: argparse.Namespace, settings: Settings
+) -> Ending:
+    """Return the tables; the exit code is 1 if one of them cannot be used."""
+    seen = [await schema.look(opened, target)]
+    texts = [await schema.show(opened, target)]
+    readings = target._replace(schema=seen[0].target.schema)
+    tables = make_tables(settings).all
+    for table in tables:
+        declared = schema.ColumnTarget(readings.schema, form_of_table(table))
+        seen.append(await schema.look(opened, declared))
+        texts.append(await schema.show(opened, declared))
+    differences = [each.difference for each in seen if each.difference is not None]
+    if fault := await column_tables.fault(opened, readings, tables):
+        differences.append(fault)
+        texts.append(fault)
+    found = {
+        "fits": not differences,
+        "difference": "; ".join(differences) or None,
+        "sql": [sql for each in seen for sql in each.sql],
+        "table": "\n\n".join(texts),
+    }
+    return Ending(found, "\n\n".join(texts), 1 if differences else 0)
 
 
 async def _view(

@@ -16,7 +16,8 @@ refused.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, KeysView, Sequence
 from operator import add
 from typing import Any
 
@@ -38,11 +39,13 @@ from ingest.model.block import PG_EPOCH_US, Block, device_needles, encode_rows, 
 from ingest.model.errors import Refused
 from ingest.model.moments import encode_placed
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
+from ingest.model.tables import NO_TABLES, Tables
 
 KEPT_BYTES_MAX = 8 * 1024 * 1024  # of all names: 30,000 devices
 TOLD_AT_ONCE = 1_000  # devices: some 0.1 ms of work for a registry
 _ENTRY_BYTES = 230  # of a name in its dict, besides its characters: at most 4 bytes for each
 CAREFUL_ITEMS = 32  # read one by one in one step
+TOGETHER_MAX = 500  # readings of such items are encoded together, or twice as many: 1 ms
 UNREADABLE = "item_unreadable"  # of an item that is not JSON, or not MessagePack
 
 # What is valid in an item: the time, the device, the values by metric.
@@ -55,13 +58,14 @@ ReadItem = Callable[[Any, bytes, int, Post, bool], tuple[ItemReadings | None, It
 class SeriesCache:
     """Valid names. `devices` and `metrics` are for the hot path, which only reads them.
 
-    They have what `names_between` returns for the device, and for the metric. Each device that
+    They have what `names_between` returns for the device, and for the metric. `metrics[tables]` has
+    only metrics that none of these tables takes: so the hot path asks for no home. Each device that
     is in `devices` was told to `listener` since the last `look`.
     """
 
     def __init__(self) -> None:
         self.devices: dict[str, bytes] = {}
-        self.metrics: dict[str, bytes] = {}
+        self.metrics = defaultdict[Tables, dict[str, bytes]](dict)
         self.listener: Callable[[list[str]], None] | None = None
         self.looks = 0
         self.found = 0  # names and keys that were not kept, since the last look
@@ -77,18 +81,54 @@ class SeriesCache:
 
     def all_names(self, metrics: list[str], device_ids: list[str]) -> list[bytes]:
         """Do what `names` does, for many readings. No device has posted if a metric is invalid."""
-        if self._size_bytes > KEPT_BYTES_MAX:
-            self._forget()
+        afters = self.afters(metrics)
+        return [*map(add, self.needles(device_ids), afters)]
+
+    def are_taken(self, metrics: KeysView[str], tables: Tables) -> bool:
+        """Whether one of these tables takes one of these metrics."""
+        return not self.metrics[tables].keys() >= metrics and any(map(tables.home, metrics))
+
+    def plain_names(
+        self, metrics: list[str], device_ids: list[str], tables: Tables
+    ) -> list[bytes] | None:
+        """Do what `all_names` does; return None if one of these tables takes such a metric."""
         try:
-            afters = [*map(self.metrics.__getitem__, metrics)]
+            afters = [*map(self.metrics[tables].__getitem__, metrics)]
         except KeyError:
-            self._keep_metrics([each for each in {*metrics} if each not in self.metrics])
-            afters = [*map(self.metrics.__getitem__, metrics)]
+            if any(map(tables.home, {*metrics})):
+                return None
+            afters = self.afters(metrics)
+            kept = self.metrics[tables]
+            before = len(kept)
+            kept.update(zip(metrics, afters, strict=True))
+            self._size_bytes += (len(kept) - before) * _ENTRY_BYTES
+        return [*map(add, self.needles(device_ids), afters)]
+
+    def afters(self, metrics: Sequence[str]) -> list[bytes]:
+        """Return what `metric_after` does for each of these. Raises KeyError if one is invalid."""
         try:
-            return [*map(add, map(self.devices.__getitem__, device_ids), afters)]
+            return [*map(self.metrics[NO_TABLES].__getitem__, metrics)]
         except KeyError:
+            self._make_room()
+            kept = self.metrics[NO_TABLES]
+            for metric in [each for each in {*metrics} if each not in kept]:
+                if name_fault(metric):
+                    raise KeyError(metric) from None
+                kept[metric] = metric_after(metric)
+                self._size_bytes += 4 * len(metric) + _ENTRY_BYTES
+            return [*map(kept.__getitem__, metrics)]
+
+    def needles(self, device_ids: list[str]) -> list[bytes]:
+        """Return what rows have of each of these devices. Raises KeyError if one is invalid.
+
+        They have then posted.
+        """
+        try:
+            return [*map(self.devices.__getitem__, device_ids)]
+        except KeyError:
+            self._make_room()
             self._keep_devices([each for each in {*device_ids} if each not in self.devices])
-            return [*map(add, map(self.devices.__getitem__, device_ids), afters)]
+            return [*map(self.devices.__getitem__, device_ids)]
 
     def posted(self, device_ids: list[str]) -> None:
         """Tell the listener of these devices, now or soon."""
@@ -112,17 +152,14 @@ class SeriesCache:
         if self.listener is not None:
             self.listener(posted)
 
+    def _make_room(self) -> None:
+        if self._size_bytes > KEPT_BYTES_MAX:
+            self._forget()
+
     def _forget(self) -> None:
         self.devices.clear()
         self.metrics.clear()
         self._size_bytes = 0
-
-    def _keep_metrics(self, metrics: list[str]) -> None:
-        for metric in metrics:
-            if name_fault(metric):
-                raise KeyError(metric)
-            self.metrics[metric] = metric_after(metric)
-            self._size_bytes += 4 * len(metric) + _ENTRY_BYTES
 
     def _keep_devices(self, device_ids: list[str]) -> None:
         self.devices.update(zip(device_ids, valid_needles(device_ids), strict=True))
@@ -161,6 +198,36 @@ def encode(
     if order is None:
         return tuples, owners
     return tuples, order if owners is None else [owners[each] for each in order]
+
+
+class Unencoded:
+    """Readings that were read one by one, and have no rows yet. `owners` are their items."""
+
+    def __init__(self) -> None:
+        self.times_pg_us: list[int] = []
+        self.names: list[bytes] = []
+        self.values: list[float] = []
+        self.owners: list[int] = []
+
+    def add(self, ts_us: int, names: list[bytes], values: Iterable[float], owner: int) -> None:
+        """Add the readings of an item or a line."""
+        self.times_pg_us += [ts_us - PG_EPOCH_US] * len(names)
+        self.names += names
+        self.values += values
+        self.owners += [owner] * len(names)
+
+    def encoded(self, post: Post) -> tuple[bytes, Sequence[int]]:
+        """Take TOGETHER_MAX of them, or some more; return their tuples, and the owner of each."""
+        end, end_max = TOGETHER_MAX, min(2 * TOGETHER_MAX, len(self.names))
+        while end < end_max and self.times_pg_us[end] == self.times_pg_us[end - 1]:
+            end += 1  # so that a moment becomes one row
+        first = slice(end)
+        tuples, owners = encode(
+            self.times_pg_us[first], self.names[first], self.values[first], self.owners[first], post
+        )
+        for column in (self.times_pg_us, self.names, self.values, self.owners):
+            del column[first]
+        return tuples, owners or ()
 
 
 class Rows(Struct, frozen=True, gc=False):
@@ -274,14 +341,17 @@ class ItemReader:
         self.is_all_bad = False  # the last items: the next ones are likely to be invalid too
         self.texts = 0  # values that are no numbers, and are left out
         self._body_bytes = body_bytes
-        self._tuples: list[bytes] = []
         self.rows = 0  # the number of valid readings
         self._newest_us = 0
+        self._tuples: list[bytes] = []
         self._owners: list[int] | None = None  # the item of each row; None: row i is of item i
+        self._encoded = 0  # so many rows
+        self._read = Unencoded()  # of items that were read one by one
 
     def finish(self, steps: Generator[None, None, None]) -> Steps:
         """Do the steps; return everything that was read."""
         yield from steps
+        self._encode_all()
         block = None
         if self.rows:
             block = Block(
@@ -302,6 +372,9 @@ class ItemReader:
             if start:
                 yield
             self.read_few(items[start : start + CAREFUL_ITEMS], originals[start:], read)
+            while len(self._read.names) >= 2 * TOGETHER_MAX:
+                self._encode()
+                yield
             if len(self.errors) > most_invalid(self._body_bytes):
                 raise self.too_many_invalid()
 
@@ -315,41 +388,52 @@ class ItemReader:
 
     def read_few(self, items: Sequence[Any], originals: Sequence[bytes], read: ReadItem) -> None:
         """Read a few items one by one."""
-        times_pg_us: list[int] = []
-        newest_us = 0
-        names: list[bytes] = []
-        values: list[float] = []
-        owners: list[int] = []
-        for place, (item, original) in enumerate(zip(items, originals, strict=False)):
+        before = self.rows
+        for item, (value, original) in enumerate(zip(items, originals, strict=False), self.items):
             told = len(self.errors) < ERRORS_TOLD_MAX
-            readings, error = read(item, original, self.items + place, self.post, told)
+            readings, error = read(value, original, item, self.post, told)
             if error is not None:
                 self.errors.append(error)
             if readings is not None:
                 ts_us, device_id, by_metric = readings
-                names += [SERIES.names(metric, device_id) for metric in by_metric]
-                values += by_metric.values()
-                times_pg_us += [ts_us - PG_EPOCH_US] * len(by_metric)
-                newest_us = max(newest_us, ts_us)
-                owners += [place] * len(by_metric)
-        self.is_all_bad = not names
-        tuples, ordered = (
-            encode(times_pg_us, names, values, owners, self.post) if names else (b"", owners)
-        )
-        self.keep(Rows(tuples, len(names), newest_us, ordered), len(items))
+                names = [SERIES.names(metric, device_id) for metric in by_metric]
+                self._read.add(ts_us, names, by_metric.values(), item)
+                self._newest_us = max(self._newest_us, ts_us)
+                self.rows += len(names)
+        self.items += len(items)
+        self.is_all_bad = self.rows == before
+        self._check()
 
     def keep(self, rows: Rows, items: int) -> None:
         """Add the rows of the next items. Raises Refused (`too_many_readings`)."""
-        if rows.items is not None or self._owners is not None:
-            if self._owners is None:
-                self._owners = list(range(self.rows))
-            self._owners += [
-                self.items + i for i in (range(rows.rows) if rows.items is None else rows.items)
-            ]
+        self._encode_all()
+        owners = range(rows.rows) if rows.items is None else rows.items
+        is_alike = rows.items is None and self._owners is None
+        self._add(rows.tuples, None if is_alike else [self.items + i for i in owners], rows.rows)
         self.items += items
-        self._tuples.append(rows.tuples)
         self.rows += rows.rows
         self._newest_us = max(self._newest_us, rows.newest_us)
+        self._check()
+
+    def _encode_all(self) -> None:
+        while self._read.names:
+            self._encode()
+
+    def _encode(self) -> None:
+        """Encode some of what was read one by one."""
+        tuples, owners = self._read.encoded(self.post)
+        self._add(tuples, owners, len(owners))
+
+    def _add(self, tuples: bytes, owners: Sequence[int] | None, rows: int) -> None:
+        """Add encoded rows; without owners row i is of item i."""
+        self._tuples.append(tuples)
+        if owners is not None:
+            if self._owners is None:
+                self._owners = list(range(self._encoded))
+            self._owners += owners
+        self._encoded += rows
+
+    def _check(self) -> None:
         if self.rows + len(self.errors) > self.post.rules.post_rows_max:
             raise too_many(self.post.rules.post_rows_max)
 

@@ -38,6 +38,10 @@ NESTED_MAX = 20_000  # lists and objects of a large item, if all of them are mad
 INT_DIGITS_MAX = 400  # a float64 has at most 309; the time of int() grows with their square
 SPACE = b" \t\n\r"
 
+MOMENT_BYTES_MAX = 8 * 1024  # a slice gets so many more, if they are of its last device and time
+
+# The value of a field. It need not be right: it only tells where a cut is better.
+_FIELD = re.compile(rb'"(?:device_id|ts)"[ \t\n\r]*:[ \t\n\r]*("[^"]*"|[^",} \t\n\r]*)')
 # Between two items: as it is nearly always, and in every case.
 _CUTS = (re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)"), re.compile(rb","))
 _RAW = msgspec.json.Decoder(Raw)
@@ -178,10 +182,12 @@ def parsed_in_full(text: bytes) -> Any:
         raise ValueError(_TOO_DEEP) from None
 
 
-def slices(body: bytes, rows_max: int, parse: Callable[[bytes], Any]) -> Iterator[Slice | None]:
+def slices(
+    body: bytes, rows_max: int, parse: Callable[[bytes], Any], *, keeps_moments: bool
+) -> Iterator[Slice | None]:
     """Yield the slices of a body, and None after a part that was no slice.
 
-    `parse` is `parsed` or `parsed_in_full`.
+    `parse` is `parsed` or `parsed_in_full`. `keeps_moments`: see `after_moment`.
     Raises Refused: `not_json`, `too_many_readings`, `item_too_large`.
     """
     at, end = _first(body), len(body)
@@ -197,6 +203,8 @@ def slices(body: bytes, rows_max: int, parse: Callable[[bytes], Any]) -> Iterato
     at = first
     while True:
         stop = _cut(body, at, at + size)
+        if keeps_moments:
+            stop = after_moment(body, stop, _CUTS[0])
         check_slice(body, at, stop, rows_max)
         text = b"[%b" % body[at:] if stop == end else b"[%b]" % body[at : stop - 1]
         try:
@@ -236,6 +244,26 @@ def _cut(body: bytes, at: int, first: int) -> int:
         first += window
         window *= 2
     return len(body)
+
+
+def after_moment(body: bytes, stop: int, cut: re.Pattern[bytes]) -> int:
+    """Move the end of a slice behind the items of its last device and time, if they are few.
+
+    So they become one row. Where they are in two slices, the table has a row in conflict.
+    """
+    most = min(stop + MOMENT_BYTES_MAX, len(body))
+    while stop < most:
+        for name in (b'"device_id"', b'"ts"'):
+            least = max(0, stop - MOMENT_BYTES_MAX)
+            last = _FIELD.match(body, max(0, body.rfind(name, least, stop)))
+            following = _FIELD.match(body, max(0, body.find(name, stop, most)))
+            if (last and last[1]) != (following and following[1]):
+                return stop
+        found = cut.search(body, stop, most)
+        if not found:
+            return stop
+        stop = found.end()
+    return stop
 
 
 def check_slice(body: bytes, at: int, stop: int, rows_max: int) -> None:

@@ -91,6 +91,7 @@ class _Pack:
             body,
             self._post.rules.post_rows_max,
             lambda text: parsed(text, is_suspect=reader.is_all_bad),
+            keeps_moments=False,
         ):
             yield
             if each is None:

@@ -25,6 +25,7 @@ SCHEMA = "schema"
 PERMISSION = "permission"
 CONFIGURATION = "configuration"
 NOT_DURABLE = "not_durable"
+TABLES = "tables"  # those of the settings are not those of the database
 LETTERS_FULL = "dead_letters_full"
 TOO_MANY_CONNECTIONS = "too_many_connections"  # of the server, of the role, or of ours
 NO_STANDBY = "standby_missing"  # each commit waits for a synchronous standby
@@ -50,9 +51,9 @@ class WriteFailed(IngestError):
 
     `sqlstate` is None if no server answered (socket, time-out); `reason` is UNREACHABLE then.
     `doubtful` means that the rows may be in the table. `row` is the index of the row that the
-    server named as the cause, `constraint` the constraint that it named. `may_be_row`: with HOLD,
-    that some rows may be the cause, and not an operator. `known_rows`: the sink knows which rows
-    are the cause, without trying them.
+    server named as the cause, `constraint` and `table` the constraint and the table that it named.
+    `may_be_row`: with HOLD, that some rows may be the cause, and not an operator. `known_rows`: the
+    sink knows which rows are the cause, without trying them.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class WriteFailed(IngestError):
         constraint: str | None = None,
         may_be_row: bool = False,
         reason: str = UNREACHABLE,
+        table: str = "",
     ) -> None:
         super().__init__(message)
         self.verdict = verdict
@@ -77,6 +79,7 @@ class WriteFailed(IngestError):
         self.may_be_row = may_be_row
         self.known_rows = False
         self.reason = reason
+        self.table = table
 
 
 class Cause(NamedTuple):
@@ -166,6 +169,11 @@ CAUSES: dict[str, Cause] = {
     SCHEMA: Cause(
         "the table is not as the service needs it",
         "`{run} schema show` prints the difference. Undo that change.",
+        "ingestonhold",
+    ),
+    TABLES: Cause(
+        "the declared tables are not those that the database has readings of",
+        f"{_READ_MESSAGE} Correct the file of tables (tables_file), then restart.",
         "ingestonhold",
     ),
     PERMISSION: Cause(

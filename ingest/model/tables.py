@@ -9,9 +9,14 @@ Does not: know the bytes of a row (moments.py), or where the declarations come f
 
 from __future__ import annotations
 
+import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
+
+from ingest.model.reading import NAME_CHARACTERS_MAX
 
 VALUE = "value"  # a field of this name is not in the metric, see formats/lines/keys.py
 ALL_READINGS = "all_readings"  # the view of `readings` and of all declared tables
@@ -71,42 +76,40 @@ class ColumnHome(NamedTuple):
     series: str
 
 
-class Tables:
-    """All declared tables of a process. `homes` has those of metrics that were asked for before.
+class Homes:
+    """Where metrics are stored in one era. `kept` has those that were asked for before.
 
-    Two columns never take the same metric: who reads the declarations has made sure of it.
+    It is false if no table takes anything then.
     """
 
-    def __init__(self, tables: Iterable[ColumnTable] = ()) -> None:
-        self.all = tuple(tables)
+    def __init__(self, tables: Iterable[ColumnTable], until_us: float) -> None:
         self._by_stem = {
             table.stem(column): (table, place)
-            for table in self.all
+            for table in tables
             for place, column in enumerate(table.columns)
+            if table.since_us[place] <= until_us
         }
-        self._homes: dict[str, ColumnHome | None] = {}
+        self._kept: dict[str, ColumnHome | None] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.all)
+        return bool(self._by_stem)
 
     def home(self, metric: str) -> ColumnHome | None:
         """Return where a metric is stored, or None: in `readings`."""
         try:
-            return self._homes[metric]
+            return self._kept[metric]
         except KeyError:
-            if len(self._homes) >= HOMES_KEPT_MAX:
-                self._homes.clear()
-            home = self._homes[metric] = self._find(metric)
+            if len(metric) > NAME_CHARACTERS_MAX:
+                return None  # it is no metric
+            if len(self._kept) >= HOMES_KEPT_MAX:
+                self._kept.clear()
+            home = self._kept[metric] = self._find(metric)
             return home
-
-    def take_any(self, metrics: Iterable[str]) -> bool:
-        """Whether one of these metrics has a home in a declared table."""
-        return any(map(self.home, metrics))
 
     def _find(self, metric: str) -> ColumnHome | None:
         found, series = self._by_stem.get(metric), ""
         if found is None:
-            parts = _STEM.fullmatch(metric)
+            parts = _STEM.fullmatch(metric) if "," in metric else None
             if parts is None or not parts[2]:
                 return None
             found, series = self._by_stem.get(parts[1]), parts[2]
@@ -114,6 +117,32 @@ class Tables:
                 return None
         table, place = found
         return ColumnHome(table, place, table.since_us[place], series)
+
+
+class Tables:
+    """All declared tables of a process.
+
+    Two columns never take the same metric: who reads the declarations has made sure of it. An era
+    is a time in which no column begins to take readings: so in one era a metric has one home.
+    """
+
+    def __init__(self, tables: Iterable[ColumnTable] = ()) -> None:
+        self.all = tuple(tables)
+        self._begins_us = sorted({*chain.from_iterable(table.since_us for table in self.all)})
+        self._eras = [Homes(self.all, begin_us) for begin_us in (-math.inf, *self._begins_us)]
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    def home(self, metric: str) -> ColumnHome | None:
+        """Return where a metric is stored from `since_us` on, or None: always in `readings`."""
+        return self._eras[-1].home(metric)
+
+    def era(self, oldest_us: int, newest_us: int) -> Homes | None:
+        """Return the homes of all readings between two times, or None: they are of several eras."""
+        era = bisect_right(self._begins_us, oldest_us)
+        is_one = era == bisect_right(self._begins_us, newest_us)
+        return self._eras[era] if is_one else None
 
 
 NO_TABLES = Tables()

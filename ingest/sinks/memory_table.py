@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ingest.model.block import decode_rows
+from ingest.model.moments import decode_readings
 from ingest.model.ports import SetAside, Stored
 from ingest.model.reading import Reading
 
@@ -30,13 +30,13 @@ class MemoryTable:
         """Store the rows that are new; see ports.Sink. Takes 2 us a row in the event loop."""
         self.is_open = True
         before = len(self.rows)
-        self.rows.update(dict.fromkeys(decode_rows(b"".join(tuples))))
+        self.rows.update(dict.fromkeys(decode_readings(b"".join(tuples))))
         new = len(self.rows) - before
         return Stored(new, rows - new)
 
     async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
         """Whether one of the rows is new; see ports.Sink."""
-        return like_stored or any(each not in self.rows for each in decode_rows(b"".join(rows)))
+        return like_stored or any(each not in self.rows for each in decode_readings(b"".join(rows)))
 
     async def write_isolating(
         self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False

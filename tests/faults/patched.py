@@ -129,14 +129,10 @@ def drops_one() -> None:
 
 def no_key() -> None:
     """Rows that may be there are written again as if they were new, into a table without a key."""
-    from ingest.sinks.postgres import schema, statements
+    from ingest.sinks.postgres import schema
     from ingest.sinks.postgres.sink import SinkPostgres
 
-    async def stored(self: Any, tuples: Any) -> int:
-        async with self.exchange(doubt=True) as connection:
-            return await statements.copy(connection, self.sql.copy, tuples)
-
-    SinkPostgres._write_once = stored  # type: ignore[method-assign]
+    SinkPostgres._store_once = SinkPostgres._copy  # type: ignore[method-assign]
     schema._differences = lambda *_: iter(())
 
 

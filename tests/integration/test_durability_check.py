@@ -147,7 +147,7 @@ async def test_open_connection_notices_a_change_within_the_period_of_checks(kept
     sink = make_sink(kept.url, Settings())
     await sink.open()
     await kept.line.execute("alter table readings set unlogged")
-    sink._checked_s = float("-inf")  # as after schema_check_s
+    sink.tables[None].checked_s = float("-inf")  # as after schema_check_s
     with pytest.raises(WriteFailed, match="table readings is unlogged"):
         await sink.write(encode(readings(1)), 1, idempotent=False)
     assert await kept.line.fetchval("select count(*) from readings") == 0

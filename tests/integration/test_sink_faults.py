@@ -193,7 +193,7 @@ async def test_connection_cut_as_its_last_reply_came_waits(
         return found
 
     monkeypatch.setattr(durability, "findings", cut_after)
-    monkeypatch.setattr(sink, "_checked_s", float("-inf"))  # the look at the table is due
+    monkeypatch.setattr(sink.tables[None], "checked_s", float("-inf"))  # a look is due
     rows = encode(readings(5))
     with pytest.raises(WriteFailed) as failed:
         await sink.write(rows, 5, idempotent=False)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from ingest.model.block import encode_reading
+import asyncpg
+
+from ingest.app.database import partitions_ahead
+from ingest.config.settings import Settings
+from ingest.model.block import PG_EPOCH_US, encode_reading, names_between
+from ingest.model.moments import encode_placed
 from ingest.model.reading import Reading
+from ingest.model.tables import Tables
+from ingest.sinks.postgres import column_tables, schema
+from ingest.sinks.postgres.housekeeping.making import first_partitions
 
 START_US = 1_760_000_000_000_000  # 2025-10-09
 
@@ -23,3 +32,42 @@ def encode(rows: Iterable[Reading], posts: int = 1) -> Sequence[bytes]:
     encoded = [encode_reading(row) for row in rows]
     size = max(1, -(-len(encoded) // posts))
     return [b"".join(encoded[at : at + size]) for at in range(0, len(encoded), size)]
+
+
+class Encode(Protocol):
+    """Encodes rows as the blocks of some posts."""
+
+    def __call__(self, rows: Iterable[Reading], posts: int = 1) -> Sequence[bytes]:
+        """As `encode`."""
+
+
+def encode_in(tables: Tables) -> Encode:
+    """Return what encodes rows, each in its home."""
+
+    def encode_each(rows: Iterable[Reading], posts: int = 1) -> Sequence[bytes]:
+        of = list(rows)
+        size = max(1, -(-len(of) // posts))
+        return [placed(of[at : at + size], tables) for at in range(0, len(of), size)]
+
+    return encode_each
+
+
+def placed(rows: Sequence[Reading], tables: Tables) -> bytes:
+    """Encode the readings of one block, each in its home."""
+    times = [row.ts_us - PG_EPOCH_US for row in rows]
+    names = [names_between(row.device_id, row.metric) for row in rows]
+    return encode_placed(times, names, [row.value for row in rows], tables)[0]
+
+
+async def apply_tables(
+    connection: asyncpg.Connection, tables: Tables, *, role: str | None = None, span: str = "none"
+) -> list[str]:
+    """Make declared tables, with a partition for each `span` if `readings` has partitions."""
+    ahead = partitions_ahead(Settings())
+
+    async def partitions(target: schema.TargetTable) -> schema.OnMade | None:
+        return await first_partitions(connection, span, ahead, target)
+
+    return await column_tables.apply(
+        connection, schema.READINGS, tables.all, role=role, partitions=partitions
+    )

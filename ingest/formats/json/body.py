@@ -11,6 +11,7 @@ not larger than the body and its rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -31,16 +32,19 @@ from ingest.formats.json_slices import (
     SLICE_BYTES,
     SLICE_BYTES_MAX,
     SPACE,
+    after_moment,
     check_slice,
     not_json,
     parsed,
     slices,
 )
-from ingest.formats.post import Decoded, ItemError, Post, Steps, finished, most_items
+from ingest.formats.post import Decoded, ItemError, Post, Rules, Steps, finished, most_items
 from ingest.model.codes import ITEM_CODES
 from ingest.model.errors import Refused
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is decoded in one step, if all its items are valid
+
+_LINE_END = re.compile(rb"\n")
 
 
 def decode(body: bytes, post: Post) -> Decoded:
@@ -103,7 +107,10 @@ def _read_all(reader: ItemReader, body: bytes) -> Generator[None, None, None]:
     """Read a body in slices."""
     post = reader.post
     for each in slices(
-        body, post.rules.post_rows_max, lambda text: parsed(text, is_suspect=reader.is_all_bad)
+        body,
+        post.rules.post_rows_max,
+        lambda text: parsed(text, is_suspect=reader.is_all_bad),
+        keeps_moments=bool(post.rules.tables),
     ):
         yield
         if each is None:
@@ -169,7 +176,7 @@ def _parsed_lines(lines: Sequence[bytes], text: bytes) -> list[Any] | None:
         return None
 
 
-def _slices_of_lines(body: bytes, rows_max: int) -> Iterator[bytes]:
+def _slices_of_lines(body: bytes, rules: Rules) -> Iterator[bytes]:
     """Yield slices of whole lines. Raises Refused (`item_too_large`, `too_many_readings`)."""
     at = 0
     while at < len(body):
@@ -177,7 +184,9 @@ def _slices_of_lines(body: bytes, rows_max: int) -> Iterator[bytes]:
         if stop < len(body):
             stop = body.find(b"\n", stop, at + SLICE_BYTES_MAX + 2) + 1
             stop = stop or min(len(body), at + SLICE_BYTES_MAX + 2)
-        check_slice(body, at, min(stop, len(body)), rows_max)
+            if rules.tables:
+                stop = after_moment(body, stop, _LINE_END)
+        check_slice(body, at, min(stop, len(body)), rules.post_rows_max)
         yield body[at:stop]
         at = stop
 
@@ -185,7 +194,7 @@ def _slices_of_lines(body: bytes, rows_max: int) -> Iterator[bytes]:
 def _read_all_lines(reader: ItemReader, body: bytes) -> Generator[None, None, None]:
     """Read a body in slices."""
     post = reader.post
-    for text in _slices_of_lines(body, post.rules.post_rows_max):
+    for text in _slices_of_lines(body, post.rules):
         yield
         lines = _lines(text)
         is_bad = reader.is_all_bad or reader.is_crowd(len(lines))

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import orjson
 
-from ingest.formats.block_builder import SERIES, Rows, encode
+from ingest.formats.block_builder import SERIES, Rows
+from ingest.formats.moments import Items, each_of, place_item, place_items
 from ingest.formats.post import EXACT_MAX, Post, too_many
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
-from ingest.model.block import PG_EPOCH_US, Block, encode_row
+from ingest.model.block import PG_EPOCH_US, Block, encode_row, encode_rows
 
 FIELDS = ("device_id", "metric", "ts", "value", "values")
 Item = dict[str, Any]
@@ -48,25 +50,27 @@ def block_of(rows: Rows, post: Post) -> Block:
 def one(item: Item, body: bytes, post: Post) -> Rows | None:
     """Encode one item, or return None if it may be invalid. `body` is its text."""
     try:
-        if "values" in item:
-            return _spread([item], body, post)
-        value = item["value"] + 0.0
         stamp: Any = item.get("ts", _NO_TS)
         kind = type(stamp)
         fields = 4
+        ts_us: Any = None
         if kind is str:
             ts_us = plain_us(stamp)
         elif kind is int or kind is float:
             ts_us = number_us(stamp, post.precision)
         elif stamp is _NO_TS:
             ts_us, fields = post.received_us, 3
-        else:
-            return None
         rules = post.rules
         if (
             type(ts_us) is not int
             or not rules.ts_min_us <= ts_us <= post.received_us + rules.ts_ahead_us_max
-            or (not -EXACT_MAX < value < EXACT_MAX and _are_doubtful([value], body, post))
+        ):
+            return None
+        if "values" in item:
+            return _one_of_values(item, ts_us, body, post)
+        value = item["value"] + 0.0
+        if (
+            (not -EXACT_MAX < value < EXACT_MAX and _are_doubtful([value], body, post))
             or (body.count(b",") != fields - 1 and _has_more([item], fields, body, post))
             or (post.ignore_unknown and _open_doubtful(body, 1, fields - 3))
         ):
@@ -75,16 +79,40 @@ def one(item: Item, body: bytes, post: Post) -> Rows | None:
         if post.allows is not None and not post.allows(device_id):
             return None
         try:
-            names = SERIES.devices[device_id] + SERIES.metrics[metric]
-        except KeyError:
-            names = SERIES.names(metric, device_id)
-        if post.rules.tables:
-            row, _ = encode([ts_us - PG_EPOCH_US], [names], [value], None, post)
-        else:
+            names = SERIES.devices[device_id] + SERIES.metrics[rules.tables][metric]
             row = encode_row(ts_us, names, value)
+        except KeyError:
+            row = _rows_of(ts_us, device_id, {metric: value}, post)
     except _DOUBTS:
         return None
     return Rows(row, 1, ts_us, None)
+
+
+def _one_of_values(item: Item, ts_us: int, body: bytes, post: Post) -> Rows | None:
+    """Encode one item with `values`. Raises _DOUBTS and as `many`."""
+    by_metric = None if post.ignore_unknown else _values_of([item])
+    if by_metric is None or may_repeat(item, body):
+        return None
+    values = {metric: value + 0.0 for metric, value in by_metric[0].items()}
+    numbers = values.values()
+    if not math.hypot(*numbers) < EXACT_MAX and _are_doubtful([*numbers], body, post):
+        return None
+    if len(values) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max)
+    if not _are_allowed([item], post):
+        return None
+    tuples = _rows_of(ts_us, item["device_id"], values, post)
+    return Rows(tuples, len(values), ts_us, [0] * len(values))
+
+
+def _rows_of(ts_us: int, device_id: str, values: dict[str, float], post: Post) -> bytes:
+    """Encode the values of one moment. Raises _DOUBTS."""
+    tables, count, names = post.rules.tables, len(values), None
+    if not SERIES.are_taken(values.keys(), tables):
+        names = SERIES.plain_names([*values], [device_id] * count, tables)
+    if names is None:
+        return place_item(ts_us, device_id, values, tables)
+    return encode_rows([ts_us - PG_EPOCH_US] * count, names, [*values.values()])
 
 
 def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
@@ -113,53 +141,71 @@ def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
             return None
         if not _are_allowed(items, post):
             return None
-        devices, metrics = SERIES.devices, SERIES.metrics
+        tables = post.rules.tables
+        devices, metrics = SERIES.devices, SERIES.metrics[tables]
         try:
             names = [devices[item["device_id"]] + metrics[item["metric"]] for item in items]
         except KeyError:
-            names = SERIES.all_names(
-                [item["metric"] for item in items], [item["device_id"] for item in items]
-            )
+            device_ids = [item["device_id"] for item in items]
+            all_names = SERIES.plain_names([item["metric"] for item in items], device_ids, tables)
+            if all_names is None:
+                metrics_of: list[tuple[str, ...]] = [(item["metric"],) for item in items]
+                placed = Items(times.pg_us, device_ids, metrics_of, values, [*range(count)])
+                return _placed(placed, times.newest_us, post)
+            names = all_names
     except _DOUBTS:
         return None
-    tuples, owners = encode(times.pg_us, names, values, None, post)
-    return Rows(tuples, count, times.newest_us, owners)
+    return Rows(encode_rows(times.pg_us, names, values), count, times.newest_us, None)
+
+
+def _placed(items: Items, newest_us: int, post: Post) -> Rows:
+    """Encode values, of which a declared table may take some. Raises _DOUBTS."""
+    tuples, owners = place_items(items, post.rules.tables)
+    return Rows(tuples, len(owners), newest_us, owners)
 
 
 def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     """Encode items with `values`, or with a mix of both shapes. Raises _DOUBTS and as `many`."""
-    if post.ignore_unknown or not all(item.keys() <= _KNOWN for item in items):
+    by_metric = None if post.ignore_unknown else _values_of(items)
+    if by_metric is None:
         return None
     times = _times(items, post)
     if times is None or may_repeat(items, body):
         return None
-    row_times_pg_us: list[int] = []
-    metrics: list[str] = []
-    device_ids: list[str] = []
-    row_values: list[float] = []
-    owners: list[int] = []
-    for place, item in enumerate(items):
-        device_id = item["device_id"]
+    counts = [*map(len, by_metric)]
+    if sum(counts) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max)
+    values = [value + 0.0 for each in by_metric for value in each.values()]
+    is_doubtful = not math.hypot(*values) < EXACT_MAX and _are_doubtful(values, body, post)
+    if is_doubtful or not _are_allowed(items, post):
+        return None
+    device_ids = [item["device_id"] for item in items]
+    owners = [*each_of(range(len(items)), counts)]
+    tables, names = post.rules.tables, None
+    if not SERIES.are_taken(by_metric[0].keys(), tables):
+        metrics = [*chain.from_iterable(by_metric)]
+        names = SERIES.plain_names(metrics, [*each_of(device_ids, counts)], tables)
+    if names is None:
+        placed = Items(times.pg_us, device_ids, [*map(tuple, by_metric)], values, owners)
+        return _placed(placed, times.newest_us, post)
+    tuples = encode_rows([*each_of(times.pg_us, counts)], names, values)
+    return Rows(tuples, len(names), times.newest_us, owners)
+
+
+def _values_of(items: list[Item]) -> list[dict[str, Any]] | None:
+    """Return the values of each item by metric, or None if one has other fields than it may."""
+    found = list[dict[str, Any]]()
+    if not all(item.keys() <= _KNOWN for item in items):
+        return None
+    for item in items:
         if "values" not in item:
-            values = {item["metric"]: item["value"]}
-        else:
-            values = item["values"]
-            if type(values) is not dict or not values or "metric" in item or "value" in item:
-                return None
-        if len(metrics) + len(values) > post.rules.post_rows_max:
-            raise too_many(post.rules.post_rows_max)
-        metrics += values
-        device_ids += [device_id] * len(values)
-        row_values += [value + 0.0 for value in values.values()]
-        row_times_pg_us += [times.pg_us[place]] * len(values)
-        owners += [place] * len(values)
-    if not math.hypot(*row_values) < EXACT_MAX and _are_doubtful(row_values, body, post):
-        return None
-    if not _are_allowed(items, post):
-        return None
-    names = SERIES.all_names(metrics, device_ids)
-    tuples, ordered = encode(row_times_pg_us, names, row_values, owners, post)
-    return Rows(tuples, len(names), times.newest_us, ordered)
+            found.append({item["metric"]: item["value"]})
+            continue
+        values = item["values"]
+        if type(values) is not dict or not values or "metric" in item or "value" in item:
+            return None
+        found.append(values)
+    return found
 
 
 def _are_allowed(items: list[Item], post: Post) -> bool:

@@ -91,7 +91,7 @@ def documents(body: bytes, readings_max: int, *, is_json: bool = False) -> Steps
         yield from _lines(body)
     elif body.strip(SPACE):
         is_array = first == b"[" or body.lstrip(SPACE)[:1] == b"["
-        for each in slices(body, readings_max, parsed_in_full):
+        for each in slices(body, readings_max, parsed_in_full, keeps_moments=False):
             if each is None or len(each[1]) > 2 * STEP_BYTES:
                 yield None
             if each is not None:

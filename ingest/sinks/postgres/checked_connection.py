@@ -1,7 +1,8 @@
 """A connection on which nothing is written before its session and its table have been checked.
 
-The session: it is our own, its time limits are in effect, and no connections of ours hang. The
-table: in full at the start and every `schema_check_s`, and at each write by the server itself.
+The session: it is our own, its time limits are in effect, and no connections of ours hang. A
+table: in full at the start and every `schema_check_s`, and at each write by the server itself. The
+start of a declared table is the first write to it.
 Promises: each failure is a WriteFailed with a verdict. No exchange takes longer than its deadline.
 The table's schema is found once for all connections of a process; later every statement names it.
 Does not: know how rows are stored.
@@ -10,7 +11,7 @@ Does not: know how rows are stored.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
@@ -20,13 +21,14 @@ from ingest.model.causes import (
     NO_STANDBY,
     NOT_DURABLE,
     OF_ONE_ROW,
-    PERMISSION,
     SCHEMA,
     TOO_MANY_CONNECTIONS,
     Verdict,
     WriteFailed,
 )
+from ingest.model.moments import TableForm
 from ingest.sinks.postgres import durability, schema
+from ingest.sinks.postgres.checked_table import CheckedTable, explain
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     HUNG_S,
@@ -54,9 +56,7 @@ from ingest.sinks.postgres.sqlstate import (
 from ingest.sinks.postgres.statements import (
     ALTERED,
     LOCKED_BY,
-    Statements,
     prepare_for_insert,
-    statements_for,
 )
 from ingest.system import clock
 from ingest.system.logs import Occasionally, get_logger
@@ -93,6 +93,8 @@ from pg_stat_activity,
 where pid <> pg_backend_pid() and usename = session_user and datname = current_database()
   and application_name like 'iot-ingest%' and not backend = any ($2)
   and (backend = any ($1) or wait_event = 'SyncRep')"""
+READINGS_ONLY: tuple[TableForm | None, ...] = (None,)
+
 log = get_logger("database")
 _occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
 
@@ -127,10 +129,9 @@ class CheckedConnection(OneConnection):
         self._session_number = 0
         self._backend: str | None = None  # the server's process, once the session was checked
         self._connecting: asyncio.Timeout | None = None
-        self._checked_s = 0.0
-        self._statements: Statements | None = None
+        # The tables that were met on this connection, by their forms. None is `readings`.
+        self.tables: dict[TableForm | None, CheckedTable] = {}
         self._keys: set[tuple[str, str]] = set()
-        self.refuses_copy = False  # because of row-level security; INSERT works
 
     async def open(self) -> None:
         """Connect within `connect_s_max`, and check the table. Does nothing if already open."""
@@ -143,15 +144,9 @@ class CheckedConnection(OneConnection):
             self._session_number = self._known.session_number
             async with self.exchange(opening=True) as connection:
                 await self._enter(connection)
-        await self._check_schema()
+        await self._check_table(None)
         if self._on_checked is not None:
             self._on_checked(url)
-
-    @property
-    def sql(self) -> Statements:
-        """The statements for the table that was checked. The connection must be open."""
-        assert self._statements is not None, "an open connection has a checked table"
-        return self._statements
 
     async def _connect(self, url: str, opening: AsyncExitStack) -> None:
         """Connect, one sink of the process at a time; `opening` ends this."""
@@ -188,7 +183,7 @@ class CheckedConnection(OneConnection):
             connection, limits_ms(timeouts.statement_s_max, timeouts.lock_s_max)
         )
         self._backend = session["backend"]
-        self._statements, self.refuses_copy = None, False
+        self.tables.clear()
         if self.method == "insert":
             await prepare_for_insert(connection)
         elif not session["may_temp"]:
@@ -217,30 +212,40 @@ class CheckedConnection(OneConnection):
         if self.connection is not None:
             self.connection.terminate()
 
-    async def ready(self) -> None:
-        """Open the connection if need be, and check the table if the last check is too old."""
+    async def ready(self, forms: Sequence[TableForm | None] = READINGS_ONLY) -> None:
+        """Open the connection if need be, and check each table whose last check is too old."""
         await self.open()
-        if clock.monotonic_s() - self._checked_s >= self._timeouts.schema_check_s:
-            await self._check_schema()
+        too_old_s = clock.monotonic_s() - self._timeouts.schema_check_s
+        for form in forms:
+            table = self.tables.get(form)
+            if table is None or table.sql is None or table.checked_s <= too_old_s:
+                await self._check_table(form)
 
-    async def _check_schema(self) -> None:
-        """Check in full that the table is as we need it, and that the server keeps a commit."""
+    def _target(self, form: TableForm | None) -> schema.Target:
+        known = self._known.target
+        return known if form is None else schema.ColumnTarget(known.schema, form)
+
+    def _targets(self, forms: Sequence[TableForm | None]) -> list[schema.Target]:
+        return [self._target(form) for form in forms]
+
+    async def _check_table(self, form: TableForm | None) -> None:
+        """Check in full that a table is as we need it, and that the server keeps a commit."""
         known = self._known
-        async with self.exchange(opening=True) as connection:
-            look = await schema.look(connection, known.target)
+        table = self.tables.setdefault(form, CheckedTable())
+        async with self.exchange((form,), opening=True) as connection:
+            look = await schema.look(connection, self._target(form))
             found, reason = look.difference, SCHEMA
             if found is None:
                 kept = await durability.findings(connection, look.target)
                 if fault := durability.fault(kept):
                     found, reason = self._not_durable(fault), NOT_DURABLE
-            if found is None and self._statements is None:
-                self._statements = statements_for(look)
-                await connection.execute(self._statements.prepare)
+            if found is None and table.sql is None:
+                await table.prepare(connection, look, known.target)
         if found is not None:
             self.drop()
             raise WriteFailed(Verdict.HOLD, found, reason=reason)
         known.found(look)
-        self._checked_s = clock.monotonic_s()
+        table.checked_s = clock.monotonic_s()
 
     def _not_durable(self, fault: str) -> str | None:
         """Return why the database is refused for this fault, or None if `unsafe` allows it."""
@@ -252,28 +257,29 @@ class CheckedConnection(OneConnection):
 
     async def checked(
         self,
+        forms: Sequence[TableForm | None],
         do: Callable[[Connection], Awaitable[int]],
         *,
         doubt: bool = False,
         copying: bool = False,
     ) -> int:
-        """Do what begins with the check of the table. If it was altered, check it in full first."""
+        """Do what begins with the check of tables. If one was altered, check all in full first."""
         for left in reversed(range(ALTERED_TRIES)):
-            await self.open()
+            await self.ready(forms)
             try:
-                async with self.exchange(doubt=doubt, copying=copying) as connection:
+                async with self.exchange(forms, doubt=doubt, copying=copying) as connection:
                     return await do(connection)
             except WriteFailed as failed:
                 if not (left and failed.sqlstate == ALTERED):
                     raise
-            self._statements = None
-            if self.is_open:
-                await self._check_schema()
+            for table in self.tables.values():
+                table.sql = None
         raise AssertionError("the last try returns or raises")
 
     @asynccontextmanager
     async def exchange(
         self,
+        forms: Sequence[TableForm | None] = READINGS_ONLY,
         *,
         opening: bool = False,
         doubt: bool = False,
@@ -283,6 +289,7 @@ class CheckedConnection(OneConnection):
     ) -> AsyncIterator[Connection]:
         """Talk to the server within a deadline. Each failure is raised as WriteFailed.
 
+        `forms` are the tables that it is about, which a failure asks for more.
         `doubt`: the rows may be committed even if the call fails. `copying`: the body is a plain
         COPY, which may violate our key. The connection is cut, unless the body succeeds or the
         server refuses a row; then `undo` has been executed. `rows_at_fault`: it is known that the
@@ -298,21 +305,21 @@ class CheckedConnection(OneConnection):
                     yield connection
                     sound = True
                 except asyncpg.PostgresError as error:
-                    failed = server_failed(error, self._known.target, doubt=doubt)
+                    failed = server_failed(error, self._targets(forms), doubt=doubt)
                     failed.may_be_row &= not opening
                     no_copy = copying and failed.sqlstate == NO_COPY
                     if failed.verdict in _EXAMINED or no_copy or failed.sqlstate == LOCKED:
                         if not connection.is_closed() and connection.is_in_transaction():
                             await connection.execute(undo)
                         if not (rows_at_fault and failed.may_be_row):
-                            await self._examine(connection, error, failed, copying)
+                            await self._examine(connection, error, failed, forms, copying)
                     sound = failed.verdict in _HARMLESS or failed.may_be_row
                     raise failed from error
         except Expired as error:
             verdict = Verdict.WAIT if opening else Verdict.RETRY
             raise WriteFailed(verdict, text_of(error), doubtful=doubt) from error
         except asyncpg.PostgresError as error:  # while another one was examined
-            raise server_failed(error, self._known.target, doubt=doubt) from error
+            raise server_failed(error, self._targets(forms), doubt=doubt) from error
         except DRIVER_ERRORS as error:
             raise WriteFailed(Verdict.WAIT, text_of(error), doubtful=doubt) from error
         finally:
@@ -324,38 +331,33 @@ class CheckedConnection(OneConnection):
         connection: Connection,
         error: asyncpg.PostgresError,
         failed: WriteFailed,
+        forms: Sequence[TableForm | None],
         copying: bool,
     ) -> None:
-        """Ask for more: whether our key was violated, how the table differs, who locks it."""
-        if connection.is_closed():
-            return
-        target = self._known.target
-        # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at fault.
-        if failed.sqlstate == "23505" and copying:
-            key = (error.schema_name or "", error.constraint_name or "")
-            if key in self._keys or await schema.is_key(connection, *key, target):
-                self._keys.add(key)
-                failed.verdict = Verdict.DUPLICATE
-        elif failed.sqlstate == NO_COPY and copying:
-            if await connection.fetchval(_ROW_SECURITY, target.name):
-                self.refuses_copy = True
-                failed.verdict = Verdict.DUPLICATE
-        elif failed.sqlstate == LOCKED:
-            locked_by = await connection.fetchval(LOCKED_BY, target.name)
-            failed.message = "; ".join(filter(None, (failed.message, locked_by)))
-        elif failed.sqlstate == NO_SUCH_STATEMENT:
-            failed.message = self._known.not_kept().message
-        elif failed.reason == PERMISSION:
-            # Another table, or a view, may have this name now.
-            if text := await schema.not_granted(connection, target):
-                failed.message, failed.may_be_row = text, False
-                look = await schema.look(connection, target)
-                if look.difference is not None:
-                    failed.message, failed.reason = f"{look.difference}; {text}", SCHEMA
-        elif failed.reason == SCHEMA:
-            look = await schema.look(connection, target)
-            if look.difference is not None:
-                failed.message, failed.may_be_row = look.difference, False
+        """Ask for more: whether our key was violated, how a table differs, who locks it."""
+        for form in forms:
+            if connection.is_closed() or failed.verdict is Verdict.DUPLICATE:
+                return
+            target = self._target(form)
+            # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at
+            # fault.
+            if failed.sqlstate == "23505" and copying:
+                key = (error.schema_name or "", error.constraint_name or "")
+                if key in self._keys or await schema.is_key(connection, *key, target):
+                    self._keys.add(key)
+                    failed.verdict = Verdict.DUPLICATE
+            elif failed.sqlstate == NO_COPY and copying:
+                if await connection.fetchval(_ROW_SECURITY, target.name):
+                    self.tables[form].refuses_copy = True
+                    failed.verdict = Verdict.DUPLICATE
+            elif failed.sqlstate == LOCKED:
+                locked_by = await connection.fetchval(LOCKED_BY, target.name)
+                failed.message = "; ".join(filter(None, (failed.message, locked_by)))
+            elif failed.sqlstate == NO_SUCH_STATEMENT:
+                failed.message = self._known.not_kept().message
+                return
+            elif await explain(connection, target, failed):
+                return
 
 
 class KnownServer:
@@ -374,7 +376,7 @@ class KnownServer:
         self, connections_max: int = 1, target: schema.TargetTable = schema.READINGS
     ) -> None:
         self._connections_max = connections_max
-        self._oid = 0
+        self._oids: dict[str, int] = {}  # by the names of the tables
         self._in_use = set[str]()  # server processes
         self._cut = set[str]()
         self.target = target
@@ -383,9 +385,13 @@ class KnownServer:
 
     def found(self, look: schema.Look) -> None:
         """Take what a full check without a difference has found."""
-        if self._oid and look.oid != self._oid:
-            log.warning("table_replaced", table=look.target.name, oid=look.oid, oid_was=self._oid)
-        self.target, self._oid = look.target, look.oid
+        target = look.target
+        was = self._oids.get(target.name, look.oid)
+        if look.oid != was:
+            log.warning("table_replaced", table=target.name, oid=look.oid, oid_was=was)
+        self._oids[target.name] = look.oid
+        if isinstance(target, schema.TargetTable):
+            self.target = target
 
     async def enter(self, connection: Connection, limits_ms: tuple[int, ...]) -> Record:
         """Check a new connection; return its session. Raises WriteFailed, and driver's errors.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ingest.sinks.postgres.connection import HUNG_S, Connection
-from ingest.sinks.postgres.schema import READINGS, TargetTable, look, quoted
+from ingest.sinks.postgres.schema import READINGS, Target, TargetTable, look, quoted
 from ingest.system.clock import unix_us
 
 OVERRIDE = "--database-unsafe true"
@@ -57,14 +57,14 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-async def findings(connection: Connection, target: TargetTable = READINGS) -> list[Finding]:
+async def findings(connection: Connection, target: Target = READINGS) -> list[Finding]:
     """Ask the server; return one finding for each thing that was checked."""
     row = await connection.fetchrow(_QUESTION, target.name)
     assert row is not None, "the question always has one row"
     return list(_judge(dict(row), target))
 
 
-def _judge(found: dict[str, Any], target: TargetTable = READINGS) -> Iterator[Finding]:
+def _judge(found: dict[str, Any], target: Target = READINGS) -> Iterator[Finding]:
     for name, risk in OFF.items():
         value = str(found[name])
         if value == "off":

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
+from ingest.model.moments import TableForm
 
 TABLE = "readings"
 KEY = ("ts", "device_id", "metric", "value")  # the default names, and those of our own SQL
@@ -23,16 +24,15 @@ NAME_BYTES_MAX = 63  # of a name in PostgreSQL, which cuts longer ones silently
 _DEVICE_INDEX = "_device_idx"
 _BARE = frozenset({"public", TABLE, TABLE + _DEVICE_INDEX, *KEY})
 
-# OID, name, and as ALTER has it; in the order of KEY
+# OID, name, and as ALTER has it
+_TIME = (1184, "timestamptz", "timestamptz")
 _TEXT = (25, "text", 'text collate "C"')
-_TYPES = (
-    (1184, "timestamptz", "timestamptz"),
-    *(_TEXT, _TEXT),
-    (701, "float8", "double precision"),
-)
+_NUMBER = (701, "float8", "double precision")
 _LOCAL = 1114  # timestamp without time zone
 _NO_TYPMOD = -1  # no precision and no length in brackets
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
+# Two services that start at the same time must not both create a table.
+ALONE = "select pg_advisory_xact_lock(hashtext('iot-ingest schema'))"
 # Who wrote the rows of the catalog that belong to the table `c`. Each ALTER TABLE, and each change
 # of a key or a rule, writes such a row anew. VACUUM and ANALYZE do not.
 STATE = """c.xmin
@@ -50,13 +50,14 @@ _CREATE_TABLE = """create table {name} (
 _HAS_DEVICE_INDEX = """
 select exists (select from pg_index x join pg_class i on i.oid = x.indexrelid
                where x.indrelid = to_regclass($1) and i.relname = $2)"""
-# Unique indexes on exactly our four columns ($2), of any name and order. They make a retry safe.
+# Unique indexes on exactly the columns of our key ($2), of any name and order: so a retry is safe.
 _UNIQUE_KEYS = """
 select from pg_index i
-where i.indisunique and i.indimmediate and i.indisvalid and i.indnkeyatts = 4
-  and i.indpred is null and i.indexprs is null and 4 = (
+where i.indisunique and i.indimmediate and i.indisvalid
+  and i.indnkeyatts = cardinality($2::text[])
+  and i.indpred is null and i.indexprs is null and i.indnkeyatts = (
       select count(*) from pg_attribute a where a.attrelid = i.indrelid
-      and a.attnum = any (i.indkey[0:3]) and a.attname = any ($2::text[]))"""
+      and a.attnum = any (i.indkey[0:i.indnkeyatts - 1]) and a.attname = any ($2::text[]))"""
 # Rules on a partition do nothing when a row is written to its parent. Operator classes from 16384
 # on were made by a user: they may call different names equal.
 _TABLE = f"""
@@ -138,9 +139,14 @@ class TargetTable(NamedTuple):
         return f"{quoted(self.schema)}.{table}" if self.schema else table
 
     @property
-    def columns(self) -> tuple[str, str, str, str]:
+    def columns(self) -> tuple[str, ...]:
         """The names of the columns, in the order of KEY."""
         return self.ts, self.device_id, self.metric, self.value
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns of the unique key: all of them."""
+        return self.columns
 
     @property
     def column_list(self) -> str:
@@ -169,6 +175,41 @@ class TargetTable(NamedTuple):
 READINGS = TargetTable()
 
 
+class ColumnTarget(NamedTuple):
+    """A declared table (model/tables.py) beside `readings`, with the columns of a form."""
+
+    schema: str
+    form: TableForm
+
+    @property
+    def table(self) -> str:
+        """The table, without quotes."""
+        return self.form.table
+
+    @property
+    def name(self) -> str:
+        """The table as SQL names it, with its schema if that is known."""
+        return TargetTable(self.schema, self.table).name
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns of the unique key, which is a moment of a device, and of a series."""
+        return ("ts", "device_id", "series")[: self.form.fixed_columns]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns that are written, in the order of a row."""
+        return self.key + self.form.columns
+
+    @property
+    def column_list(self) -> str:
+        """All columns as SQL lists them."""
+        return ", ".join(map(quoted, self.columns))
+
+
+Target = TargetTable | ColumnTarget
+
+
 class Look(NamedTuple):
     """What the full check found: the table, with its schema, and how it differs from ours.
 
@@ -176,7 +217,7 @@ class Look(NamedTuple):
     `difference` names all differences in one line; `sql` are the statements that end them.
     """
 
-    target: TargetTable
+    target: Target
     oid: int
     state: str
     difference: str | None
@@ -208,8 +249,7 @@ async def apply(
     table = target.name
     async with connection.transaction():
         await connection.execute("set local client_min_messages = warning")
-        # Two services that start at the same time must not both create it.
-        await connection.execute("select pg_advisory_xact_lock(hashtext('iot-ingest schema'))")
+        await connection.execute(ALONE)
         if not await connection.fetchval("select to_regclass($1) is not null", table):
             await _create(connection, target, by_time=partitions is not None)
             done.append(f"made the table {table}")
@@ -228,7 +268,7 @@ async def apply(
                 await connection.execute(f"create index {name} on {table} ({columns})")
             done.append(f"the index {name} was there" if there else f"made the index {name}")
         if role is not None:
-            await _grant(connection, target, role)
+            await grant(connection, target, role)
             done.append(f"the role {role} may write and read the table")
     return done
 
@@ -246,7 +286,7 @@ async def _create(connection: Connection, target: TargetTable, *, by_time: bool)
     )
 
 
-async def _grant(connection: Connection, target: TargetTable, role: str) -> None:
+async def grant(connection: Connection, target: Target, role: str) -> None:
     """Allow `role` to write and read the table, and nothing else."""
     names = await connection.fetchrow(
         """select format('%I', r.rolname) as role, format('%I', current_database()) as database,
@@ -264,9 +304,9 @@ async def _grant(connection: Connection, target: TargetTable, role: str) -> None
     await connection.execute(f"grant temp on database {names['database']} to {names['role']}")
 
 
-async def look(connection: Connection, target: TargetTable = READINGS) -> Look:
+async def look(connection: Connection, target: Target = READINGS) -> Look:
     """Check the table in full. Without a schema it is found by the search_path."""
-    found = await connection.fetchrow(_TABLE, target.name, target.columns)
+    found = await connection.fetchrow(_TABLE, target.name, target.key)
     if found is None:
         missing = f"there is no table {target.name} that this role can see"
         return Look(target, 0, "", f"{missing}: run `ingest schema apply`")
@@ -278,18 +318,22 @@ async def look(connection: Connection, target: TargetTable = READINGS) -> Look:
     return Look(at, found["oid"], state, difference, [sql for _, sql in differs if sql])
 
 
-def _differences(target: TargetTable, table: Record, rows: list[Record]) -> Iterator[Difference]:
+def _differences(target: Target, table: Record, rows: list[Record]) -> Iterator[Difference]:
     name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
+        other = "Name a table (table_name); docs/your-table.md says how to go on from it"
+        if isinstance(target, ColumnTarget):
+            other = "Drop it, or declare a table of another name (tables_file)"
         yield (
             f"{name} is a {kind}; a table is needed: nothing else has the unique key that "
-            "makes a retry safe. Name a table (table_name); docs/your-table.md says how to go on "
-            "from it",
+            f"makes a retry safe. {other}",
             "",
         )
         return
     columns = {each["name"]: each for each in rows}
-    for column, kept in zip(target.columns, _TYPES, strict=True):
+    types = [_TIME, _TEXT, _TEXT][: len(target.key)]
+    types += [_NUMBER] * (len(target.columns) - len(types))
+    for column, kept in zip(target.columns, types, strict=True):
         yield from _column_differences(target, column, kept, columns.get(column))
     for column, found in columns.items():
         if column not in target.columns and found["must_fill"]:
@@ -302,19 +346,19 @@ def _differences(target: TargetTable, table: Record, rows: list[Record]) -> Iter
 
 
 def _key_and_rule_differences(
-    target: TargetTable, table: Record, is_loose: bool
+    target: Target, table: Record, is_loose: bool
 ) -> Iterator[Difference]:
     """`is_loose`: a column of ours is; then its indexes are too, and become what it becomes."""
     name = quoted(target.table)
     if not table["keyed"]:
-        pairs = (", ".join(f"{row}.{quoted(each)}" for each in target.columns) for row in "ab")
+        key = ", ".join(map(quoted, target.key))
+        pairs = (", ".join(f"{row}.{quoted(each)}" for each in target.key) for row in "ab")
         same = " = ".join(f"({each})" for each in pairs)
         yield (
-            f"table {name} has no unique key on exactly ({target.column_list}): a retry would "
-            "store twice",
+            f"table {name} has no unique key on exactly ({key}): a retry would store twice",
             f"-- delete from {target.name} a using {target.name} b "  # noqa: S608
             f"where a.tableoid = b.tableoid and a.ctid > b.ctid and {same};\n"
-            f"create unique index on {target.name} ({target.column_list});",
+            f"create unique index on {target.name} ({key});",
         )
     for index, what, needed in (
         (not is_loose and table["loose_key"], "a nondeterministic collation", 'collate "C"'),
@@ -335,15 +379,16 @@ def _key_and_rule_differences(
 
 
 def _column_differences(
-    target: TargetTable, name: str, kind: tuple[int, str, str], column: Record | None
+    target: Target, name: str, kind: tuple[int, str, str], column: Record | None
 ) -> Iterator[Difference]:
     table, shown = quoted(target.table), quoted(name)
     alter = f"alter table {target.name} alter {shown}"
     if column is None:
-        yield (
-            f"table {table} has no column {shown}",
-            f"-- alter table {target.name} rename THE_COLUMN to {shown};",
-        )
+        lacks = f"table {table} has no column {shown}"
+        if isinstance(target, ColumnTarget):
+            yield f"{lacks}: run `ingest schema apply`", ""
+        else:
+            yield lacks, f"-- alter table {target.name} rename THE_COLUMN to {shown};"
         return
     type_oid, type_name, full = kind
     using = f"{shown} at time zone 'UTC'" if column["type_oid"] == _LOCAL else f"{shown}::{full}"
@@ -358,14 +403,21 @@ def _column_differences(
             'different names would be one; use collate "C"',
             to_type,
         )
-    if not column["not_null"]:
+    if name not in target.key:
+        if column["not_null"]:
+            yield (
+                f"column {shown} of {table} is NOT NULL: moments without this value would be "
+                "refused",
+                f"{alter} drop not null;",
+            )
+    elif not column["not_null"]:
         yield (
             f"column {shown} of {table} may be null: two nulls would be two readings",
             f"-- delete from {target.name} where {shown} is null;\n{alter} set not null;",  # noqa: S608
         )
 
 
-async def not_granted(connection: Connection, target: TargetTable = READINGS) -> str | None:
+async def not_granted(connection: Connection, target: Target = READINGS) -> str | None:
     """Return in one sentence which right on the table the role lacks; None if it lacks none."""
     found = await connection.fetchrow(_NOT_GRANTED, target.name)
     assert found is not None, "the question always has one row"
@@ -377,16 +429,16 @@ async def not_granted(connection: Connection, target: TargetTable = READINGS) ->
 
 
 async def is_key(
-    connection: Connection, schema: str, index: str, target: TargetTable = READINGS
+    connection: Connection, schema: str, index: str, target: Target = READINGS
 ) -> bool:
     """Whether `index` is the unique key of the table, or of one of its partitions."""
-    return bool(await connection.fetchval(_IS_KEY, target.name, target.columns, schema, index))
+    return bool(await connection.fetchval(_IS_KEY, target.name, target.key, schema, index))
 
 
-async def show(connection: Connection, target: TargetTable = READINGS) -> str:
+async def show(connection: Connection, target: Target = READINGS) -> str:
     """Describe the table for a user: columns, indexes, rules, and how it differs from ours."""
     seen = await look(connection, target)
-    found = await connection.fetchrow(_TABLE, target.name, target.columns)
+    found = await connection.fetchrow(_TABLE, target.name, target.key)
     if found is None:
         return f"table {target.name}\n{seen.difference}"
     lines = [f"{_KINDS.get(found['kind'], 'something else')} {seen.target.name}"]

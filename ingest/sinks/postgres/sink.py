@@ -1,26 +1,29 @@
 """The sink: it writes batches of encoded rows to PostgreSQL over one connection.
 
-New rows take one COPY. Rows that may be in the table already take the idempotent path: a staging
-table, and INSERT with ON CONFLICT.
+New rows take one COPY for each table. Rows that may be in a table already take the idempotent path:
+a staging table, and INSERT with ON CONFLICT.
 
-Promises: a row is stored once, however often it is written. No row is stored with another value
-than it had. Each write begins with a check of the table, in its transaction: if the table was
-altered or replaced, it is checked in full, and then written to, or the write fails.
+Promises: a reading is stored once, however often it is written. None is stored with another value
+than it had. Each write begins with a check of its tables, in its transaction: if one was altered or
+replaced, it is checked in full, and then written to, or the write fails.
 Each failure is a WriteFailed with a verdict.
 Does not: decide what to do about a verdict, or wait between tries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from asyncpg import Connection
 
-from ingest.model.block import Refusal, row_offsets, row_times_us
+from ingest.model.block import Refusal
 from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
+from ingest.model.moments import TableForm
 from ingest.model.ports import SetAside, Stored
 from ingest.sinks.postgres import statements
-from ingest.sinks.postgres.checked_connection import CheckedConnection
+from ingest.sinks.postgres.batch_tables import New, NumberedRows, TableRows, by_table, numbered
+from ingest.sinks.postgres.checked_connection import READINGS_ONLY, CheckedConnection
 from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
@@ -29,95 +32,181 @@ MISSING = "23514"  # of PostgreSQL, if there is no partition for a row
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
 
-# After so many writes in a row with duplicates, the next ones probably have some too. Then the
-# idempotent path is used until so many writes in a row had none.
-_DUPLICATE_RUN = 2
-_DUPLICATE_STAY = 20
-
 
 class SinkPostgres(CheckedConnection):
     """A ports.Sink on one connection, which is opened when it is first needed."""
 
-    late: KnownPartitions | None = None  # shared by the sinks of a process
-    _staging_on: Connection | None = None  # the connection that has the staging table
-    _duplicate_run = 0
-    _idempotent_left = 0
+    # Shared by the sinks of a process: of `readings`, and of declared tables by their names.
+    late: KnownPartitions | None = None
+    late_of: Mapping[str, KnownPartitions] = MappingProxyType({})
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or none that we know of. Opens the connection if there is none.
 
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
-        await self.ready()
+        batch = by_table(tuples, rows)
         try:
-            committed = await self._write(tuples, idempotent=idempotent)
+            stored = await self._write(batch, idempotent=idempotent)
         except WriteFailed as failed:
-            if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
+            late, times_us = self._lacking(failed, batch)
+            if late is None:
                 raise
-            if not await self.late.make_for(_times_us(tuples)):
-                failed.known_rows = self.late.knows
+            if not await late.make_for(times_us):
+                failed.known_rows = late.knows
                 raise
-            await self.ready()
-            committed = await self._write(tuples, idempotent=idempotent)
-        self._remember_duplicates(rows - committed)
+            stored = await self._write(batch, idempotent=idempotent)
+        for each, new in zip(batch, stored, strict=True):
+            self.tables[each.form].written(each.readings - new.in_table)
+        committed = sum(map(sum, stored))
         return Stored(committed, rows - committed)
 
-    async def _write(self, tuples: Sequence[bytes], *, idempotent: bool) -> int:
-        if self.method == "insert" or idempotent or self._idempotent_left or self.refuses_copy:
-            return await self._write_once(tuples)
-        try:
-            return await self.checked(
-                lambda connection: statements.copy(connection, self.sql.checked_copy, tuples),
-                doubt=True,
-                copying=True,
-            )
-        except WriteFailed as failed:
-            if failed.verdict is not Verdict.DUPLICATE:
-                raise
-        return await self._write_once(tuples)
+    def _lacking(
+        self, failed: WriteFailed, batch: Sequence[TableRows]
+    ) -> tuple[KnownPartitions | None, list[int]]:
+        """Return who knows the partitions of the table that lacks one, and all times for it."""
+        if failed.verdict is not Verdict.NO_PARTITION:
+            return None, []
+        for each in batch:
+            if each.form is not None and each.form.table == failed.table:
+                return self._late(each.form), each.times_us()
+        # A value that the row of its moment has not is stored in `readings`.
+        return self.late, [ts_us for each in batch for ts_us in each.times_us()]
+
+    def _late(self, form: TableForm | None) -> KnownPartitions | None:
+        return self.late if form is None else self.late_of.get(form.table)
+
+    async def _write(self, batch: Sequence[TableRows], *, idempotent: bool) -> list[New]:
+        """Store a batch; return what is new in it of each table."""
+        copied = [
+            each.form
+            for each in batch
+            if not idempotent and self.method == "copy" and self._takes_copy(each.form)
+        ]
+        if copied:
+            try:
+                if len(batch) == 1:
+                    return [await self._copy_alone(batch[0])]
+                return await self._write_tables(batch, copied)
+            except WriteFailed as failed:
+                if failed.verdict is not Verdict.DUPLICATE:
+                    raise
+        return await self._write_tables(batch, ())
+
+    def _takes_copy(self, form: TableForm | None) -> bool:
+        known = self.tables.get(form)
+        return known is None or known.takes_copy
+
+    async def _copy_alone(self, rows: TableRows) -> New:
+        """Check the table, and store new rows, in one message."""
+
+        async def copy(connection: Connection) -> int:
+            checked_copy = self.tables[rows.form].statements.checked_copy
+            return await statements.copy(connection, checked_copy, rows.tuples)
+
+        copied = await self.checked([rows.form], copy, doubt=True, copying=True)
+        return rows.new_of(copied)
+
+    async def _write_tables(
+        self, batch: Sequence[TableRows], copied: Collection[TableForm | None]
+    ) -> list[New]:
+        """Store a batch in one transaction. Rows of `copied` are new, the others perhaps not."""
+        await self._begin(batch, [each.form for each in batch if each.form not in copied])
+        stored = list[New]()
+        for each in batch:
+            is_copied = each.form in copied
+            async with self.exchange(_asked(each, is_copied), copying=is_copied) as connection:
+                store = self._copy if is_copied else self._store_once
+                stored.append(await store(connection, each))
+        async with self.exchange(doubt=True) as connection:
+            await connection.execute("commit")
+        return stored
+
+    async def _begin(
+        self,
+        batch: Sequence[TableRows | NumberedRows],
+        once: Sequence[TableForm | None],
+        more: str = "",
+    ) -> None:
+        """Begin a transaction in which nobody can alter the tables, which were checked.
+
+        The rows of `once` are perhaps not new: then some of them go to `readings`.
+        """
+        forms = [each.form for each in batch]
+        if None not in forms and once:
+            forms.append(None)
+
+        async def begin(connection: Connection) -> int:
+            for form in once if self.method == "copy" else ():
+                table = self.tables[form]
+                if not table.has_staging:
+                    await connection.execute(table.statements.make_staging)
+                    table.has_staging = True
+            checks = "; ".join(self.tables[form].statements.check for form in forms)
+            await connection.execute(f"begin{_level(forms)}; {checks}{more}")
+            return 0
+
+        await self.checked(forms, begin)
+
+    async def _copy(self, connection: Connection, rows: TableRows) -> New:
+        sql = self.tables[rows.form].statements
+        return rows.new_of(await statements.copy(connection, sql.copy, rows.tuples))
+
+    async def _store_once(self, connection: Connection, rows: TableRows) -> New:
+        sql = self.tables[rows.form].statements
+        store = sql.insert_arrays if self.method == "insert" else sql.store_staged
+        return await store(connection, rows)
+
+    # Row by row
 
     async def takes_any(self, rows: Sequence[bytes], *, like_stored: bool = False) -> bool:
-        """Whether the table takes one of these rows as a new row. All of it is undone."""
-        await self.ready()
-        await self._begin(_ISOLATING)
-        try:
-            for row in (*rows, None) if like_stored else rows:
-                stored = await self._try_range(row, staged=self.method == "copy", at_fault=True)
-                if isinstance(stored, int) and stored:
-                    return True
+        """Whether each table of these rows takes one of them as a new row. All of it is undone.
+
+        Without a row it is asked of `readings`.
+        """
+        found: dict[TableForm | None, list[TableRows]] = {}
+        for row in rows:
+            (each,) = by_table([row], 1)
+            found.setdefault(each.form, []).append(each)
+        if like_stored:
+            for form in [*found] or READINGS_ONLY:
+                found.setdefault(form, []).append(TableRows(form, (), 1, 1))
+        if not found:
             return False
+        await self._begin([each[0] for each in found.values()], [*found], _ISOLATING)
+        try:
+            for tried in found.values():
+                if not await self._takes_one(tried):
+                    return False
+            return True
         finally:
             if self.is_open:
                 async with self.exchange() as connection:
                     await connection.execute("rollback")
 
+    async def _takes_one(self, tried: Sequence[TableRows]) -> bool:
+        for each in tried:
+            stored = await self._try_range(each, once=True, at_fault=True)
+            if isinstance(stored, int) and stored:
+                return True
+        return False
+
     async def write_isolating(
         self, tuples: Sequence[bytes], rows: int, set_aside: SetAside, *, at_fault: bool = False
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
-        await self.ready()
-        if self.late is not None and self.late.eager:
-            await self.late.make_for(_times_us(tuples))
-        data, numbers, bad = self._without_partition(b"".join(tuples))
-        offsets = row_offsets(data)
-        committed = start = 0
-        length = found = len(numbers)
-        done = False
+        bad = list[Refusal]()
+        batch = list[NumberedRows]()
+        for each in numbered(tuples):
+            late = self._late(each.form)
+            if late is not None and late.eager:
+                await late.make_for(each.times_us())
+            batch.append(_without_partition(each, late, bad))
+        committed, done = 0, False
         try:
-            await self._begin(_ISOLATING)
-            while start < found:
-                end = min(start + length, found)
-                part = data[offsets[start] : offsets[end]]
-                stored = await self._try_range(part, at_fault=at_fault)
-                if isinstance(stored, int):
-                    committed += stored
-                    start, length = end, 8 * length
-                elif stored.row == 0 or end == start + 1:
-                    bad.append(_bad_row(numbers[start], stored))
-                    start, length = start + 1, max(1, length // 2)
-                else:  # next up to the row that the server names, or half if it names none
-                    half = (end - start) // 2
-                    length = stored.row if stored.row and stored.row < end - start else half
+            await self._begin(batch, [each.form for each in batch], _ISOLATING)
+            for each in batch:
+                committed += await self._isolate(each, bad, at_fault=at_fault)
             if bad:
                 await set_aside(sorted(bad))
             async with self.exchange(doubt=True) as connection:
@@ -128,96 +217,83 @@ class SinkPostgres(CheckedConnection):
                 self.drop()
         return Stored(committed, rows - len(bad) - committed)
 
-    def _without_partition(self, data: bytes) -> tuple[bytes, Sequence[int], list[Refusal]]:
-        """Return the rows to try, their numbers, and those of which it is known: no partition."""
-        offsets = row_offsets(data)
-        rows = len(offsets) - 1
-        if self.late is None or not self.late.knows:
-            return data, range(rows), []
-        why_not, numbers, bad = self.late.why_not, list[int](), list[Refusal]()
-        for row, ts_us in enumerate(row_times_us(data, offsets)):
-            if why := why_not(ts_us):
-                bad.append(Refusal(row, MISSING, why.message, None, True, why.final))
-            else:
-                numbers.append(row)
-        if not bad:
-            return data, range(rows), []
-        tried = b"".join([data[offsets[row] : offsets[row + 1]] for row in numbers])
-        return tried, numbers, bad
-
-    async def _begin(self, more: str = "") -> None:
-        """Begin a transaction in which nobody can alter the table that was checked."""
-
-        async def begin(connection: Connection) -> int:
-            if self.method == "copy" and self._staging_on is not connection:
-                await connection.execute(statements.MAKE_STAGING)
-                self._staging_on = connection
-            await connection.execute(f"begin; {self.sql.check}{more}")
-            return 0
-
-        await self.checked(begin)
-
-    async def _write_once(self, tuples: Sequence[bytes]) -> int:
-        """Store the rows that are not in the table yet, in one transaction; return how many."""
-        await self._begin()
-        async with self.exchange() as connection:
-            committed = await self._store_once(connection, tuples)
-        async with self.exchange(doubt=True) as connection:
-            await connection.execute("commit")
+    async def _isolate(self, rows: NumberedRows, bad: list[Refusal], *, at_fault: bool) -> int:
+        """Store rows of one table in ranges; return how many readings are new, add refused ones."""
+        committed = start = 0
+        length = found = len(rows.numbers)
+        while start < found:
+            end = min(start + length, found)
+            stored = await self._try_range(rows.part(start, end), at_fault=at_fault)
+            if isinstance(stored, int):
+                committed += stored
+                start, length = end, 8 * length
+            elif stored.row == 0 or end == start + 1:
+                bad += rows.refusals(start, _refusal(stored))
+                start, length = start + 1, max(1, length // 2)
+            else:  # next up to the row that the server names, or half if it names none
+                half = (end - start) // 2
+                length = stored.row if stored.row and stored.row < end - start else half
         return committed
 
-    async def _store_once(self, connection: Connection, tuples: Sequence[bytes]) -> int:
-        store = statements.insert_arrays if self.method == "insert" else statements.store_staged
-        return await store(connection, self.sql, tuples)
-
     async def _try_range(
-        self, data: bytes | None, *, staged: bool = False, at_fault: bool = False
+        self, rows: TableRows, *, once: bool = False, at_fault: bool = False
     ) -> int | WriteFailed:
-        """Store a range of an isolating write; return how many rows are new, or the failure.
+        """Store a range of an isolating write; return what is new of it, or the failure.
 
-        None stands for a row like one that the table has.
+        No tuples stand for a row like one that the table has.
 
         `at_fault`: a failure with `may_be_row` is the fault of a row too.
         """
-        staged = staged or (self.refuses_copy and self.method == "copy")
-        copying = self.method == "copy" and not staged
+        table = self.tables[rows.form]
+        copying = self.method == "copy" and not (once or table.refuses_copy)
         try:
             async with self.exchange(
-                copying=copying, undo=_UNDO_RANGE, rows_at_fault=at_fault
+                _asked(rows, copying), copying=copying, undo=_UNDO_RANGE, rows_at_fault=at_fault
             ) as connection:
-                if data is None:
-                    committed = await statements.insert_like_stored(connection, self.sql)
+                if not rows.tuples:
+                    tag = await connection.execute(table.statements.insert_like_stored)
+                    new = New(statements.count_of(tag))
                 elif copying:
-                    committed = await statements.copy(connection, self.sql.copy, [data])
+                    new = await self._copy(connection, rows)
                 else:
-                    if staged:  # the transaction may have staged a range before
-                        await connection.execute(statements.EMPTY_STAGING)
-                    committed = await self._store_once(connection, [data])
+                    if self.method == "copy":  # the transaction may have staged a range before
+                        await connection.execute(table.statements.empty_staging)
+                    new = await self._store_once(connection, rows)
                 await connection.execute(_KEEP_RANGE)
-                return committed
+                return sum(new)
         except WriteFailed as failed:
             if failed.verdict in OF_ONE_ROW or (at_fault and failed.may_be_row):
                 return failed
             if failed.verdict is not Verdict.DUPLICATE:
                 raise
-        return await self._try_range(data, staged=True, at_fault=at_fault)
-
-    def _remember_duplicates(self, duplicate: int) -> None:
-        """Use the idempotent path after some writes with duplicates: each fails a whole COPY."""
-        if duplicate == 0:
-            self._duplicate_run = 0
-            self._idempotent_left = max(0, self._idempotent_left - 1)
-            return
-        self._duplicate_run += 1
-        if self._duplicate_run >= _DUPLICATE_RUN:
-            self._idempotent_left = _DUPLICATE_STAY
+        return await self._try_range(rows, once=True, at_fault=at_fault)
 
 
-def _times_us(tuples: Sequence[bytes]) -> list[int]:
-    data = b"".join(tuples)
-    return row_times_us(data, row_offsets(data))
+def _asked(rows: TableRows, copying: bool) -> Sequence[TableForm | None]:
+    """Return the tables that a failure may be about: of rows that are not new, also `readings`."""
+    return [rows.form] if copying or rows.form is None else [rows.form, None]
 
 
-def _bad_row(row: int, failed: WriteFailed) -> Refusal:
+def _level(forms: Sequence[TableForm | None]) -> str:
+    """Return how a transaction begins: the statements of column_statements.py need this level."""
+    return "" if [*forms] == [None] else " isolation level read committed"
+
+
+def _without_partition(
+    rows: NumberedRows, late: KnownPartitions | None, bad: list[Refusal]
+) -> NumberedRows:
+    """Return the rows to try; add to `bad` those of which it is known: no partition."""
+    if late is None or not late.knows:
+        return rows
+    kept = list[int]()
+    for row, ts_us in enumerate(rows.times_us()):
+        if why := late.why_not(ts_us):
+            bad += rows.refusals(row, Refusal(row, MISSING, why.message, None, True, why.final))
+        else:
+            kept.append(row)
+    return rows if len(kept) == len(rows.numbers) else rows.only(kept)
+
+
+def _refusal(failed: WriteFailed) -> Refusal:
     no_partition = failed.verdict is Verdict.NO_PARTITION
-    return Refusal(row, failed.sqlstate or "", failed.message, failed.constraint, no_partition)
+    return Refusal(0, failed.sqlstate or "", failed.message, failed.constraint, no_partition)

@@ -6,6 +6,7 @@ Only the SQLSTATE and the column decide, never the text of a message: a server m
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 
 import asyncpg
 
@@ -18,7 +19,7 @@ from ingest.model.causes import (
     Verdict,
     WriteFailed,
 )
-from ingest.sinks.postgres.schema import READINGS, TABLE, TargetTable
+from ingest.sinks.postgres.schema import KEY, READINGS, TABLE, Target
 
 # Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
 # then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never
@@ -96,16 +97,18 @@ _USERS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
 
 
 def verdict_for(
-    sqlstate: str | None, target: TargetTable = READINGS, *, column: str | None = None
+    sqlstate: str | None, columns: Collection[str] = KEY, *, column: str | None = None
 ) -> Verdict:
     """Return the verdict for a server's error; `column` is the error's own field.
+
+    `columns` are those that we write.
 
     None (socket error, closed connection) is WAIT. 23505 is ISOLATE: only the sink can find out
     whether the violated constraint is our key, which is DUPLICATE.
     """
     if sqlstate is None:
         return Verdict.WAIT
-    if sqlstate == "23502" and column not in target.columns:
+    if sqlstate == "23502" and column not in columns:
         return Verdict.HOLD  # a NOT NULL column that we do not fill: a migration, not a reading
     verdict = _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2])
     if verdict is None and sqlstate[:1] in _USERS_OWN and sqlstate[:2] != "P0":
@@ -126,12 +129,16 @@ _NAME_CHARACTERS_MAX = 63  # of PostgreSQL; an operator's RAISE may set any text
 
 
 def server_failed(
-    error: asyncpg.PostgresError, target: TargetTable = READINGS, *, doubt: bool = False
+    error: asyncpg.PostgresError, targets: Sequence[Target] = (READINGS,), *, doubt: bool = False
 ) -> WriteFailed:
-    """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before."""
+    """Turn a server's error into WriteFailed. `doubt`: the rows may have been committed before.
+
+    `targets` are the tables that were written to.
+    """
     # ERROR means that the server has rolled back. FATAL, PANIC and the driver's own 08003 do not.
     rolled_back = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
-    verdict = verdict_for(error.sqlstate, target, column=error.column_name)
+    columns = {column for target in targets for column in target.columns}
+    verdict = verdict_for(error.sqlstate, columns, column=error.column_name)
     # Only the error for a missing partition names a table and no constraint.
     if error.sqlstate == "23514" and error.table_name and not error.constraint_name:
         verdict = Verdict.NO_PARTITION
@@ -141,9 +148,10 @@ def server_failed(
         sqlstate=error.sqlstate,
         reason=reason_for(error.sqlstate),
         doubtful=doubt and not rolled_back,
-        row=copy_row(error.context, target.table),
+        row=copy_row(error.context, *(target.table for target in targets)),
         constraint=(error.constraint_name or "")[:_NAME_CHARACTERS_MAX] or None,
         may_be_row=verdict is Verdict.HOLD and error.sqlstate[:2] in _MAY_BE_ROW,
+        table=error.table_name or "",
     )
 
 
@@ -164,13 +172,14 @@ def server_refused(error: asyncpg.PostgresError) -> WriteFailed:
     return failed
 
 
-def copy_row(context: str | None, table: str = TABLE) -> int | None:
-    """Return the 0-based row of `table` that COPY names in an error's context, or None.
+def copy_row(context: str | None, *tables: str) -> int | None:
+    """Return the 0-based row of a table that COPY names in an error's context, or None.
 
     The context may be translated (`COPY readings, line 58`, `COPY readings, Zeile 58`). Its
     outermost frame comes last. The first number after the table's name is the line.
     """
     last = context.rsplit("\n", 1)[-1] if context else ""
-    names = rf"(?<!\w)(?:{re.escape(table)}|ingest_staging)(?!\w)"
+    known = "|".join(map(re.escape, tables or (TABLE,)))
+    names = rf"(?<!\w)(?:{known}|ingest_staging\w*)(?!\w)"
     found = re.search(rf"{names}\D*(\d+)", last, re.ASCII) if "COPY" in last else None
     return int(found[1]) - 1 if found and int(found[1]) > 0 else None

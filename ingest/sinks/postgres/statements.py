@@ -5,7 +5,8 @@ after the table is locked, the server compares its catalog with what the full ch
 ALTER TABLE can come between. If there is a difference, it fails with ALTERED before it reads a row.
 
 Promises: `store_staged` and `insert_arrays` store a row once, however often it is sent.
-Does not: begin or end a transaction, or judge errors; the driver's errors pass through.
+Does not: begin or end a transaction, or judge errors; the driver's errors pass through. The
+statements of declared tables are in column_statements.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import asyncpg
 
 from ingest.model.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows
+from ingest.sinks.postgres.batch_tables import New, TableRows
 from ingest.sinks.postgres.schema import KEY_LIST, STATE, Look, literal
 
 ALTERED = "3F000"  # of the check; also of a schema that is gone
@@ -51,7 +53,7 @@ order by not l.granted, a.xact_start limit 1"""
 
 
 class Statements(NamedTuple):
-    """The statements for one table on one connection.
+    """The statements for the table `readings` on one connection.
 
     `prepare` makes the check ready. `check` is the check alone, for the begin of a transaction;
     `checked_copy` is the check and a COPY in one message, so in one transaction. The other four
@@ -64,12 +66,34 @@ class Statements(NamedTuple):
     checked_copy: str
     copy: str
     insert_staged: str
-    insert_arrays: str
+    insert_values: str
     insert_like_stored: str
+    make_staging: str = MAKE_STAGING
+    empty_staging: str = EMPTY_STAGING
+
+    async def store_staged(self, connection: asyncpg.Connection, rows: TableRows) -> New:
+        """COPY encoded rows into the staging table, and INSERT the new ones.
+
+        Call it in a transaction, on a connection that has the staging table.
+        """
+        await copy(connection, _COPY_STAGED, rows.tuples)
+        return New(count_of(await connection.execute(self.insert_staged)))
+
+    async def insert_arrays(self, connection: asyncpg.Connection, rows: TableRows) -> New:
+        """INSERT encoded rows as arrays."""
+        readings = list(decode_rows(b"".join(rows.tuples)))
+        tag = await connection.execute(
+            self.insert_values,
+            [(each.ts_us - PG_EPOCH_US,) for each in readings],
+            [each.device_id for each in readings],
+            [each.metric for each in readings],
+            [each.value for each in readings],
+        )
+        return New(count_of(tag))
 
 
-def statements_for(found: Look) -> Statements:
-    """Return the statements for the table that the full check has found.
+def check_of(found: Look) -> tuple[str, str]:
+    """Return the check of a table that the full check has found: how it is prepared, and itself.
 
     LOCK comes first, and takes no snapshot: so the check sees what was committed before the lock,
     at each isolation level. Its error is a cast to a schema of that name: the server has no
@@ -77,20 +101,26 @@ def statements_for(found: Look) -> Statements:
     is not ours has none of this name.
     """
     table, name = found.target.name, f"ingest_check_{token_hex(4)}"
-    columns = found.target.column_list
-    check = f"lock table only {table} in row exclusive mode; execute {name}"
+    prepare = f"""prepare {name} as
+select '"the table was altered after iot-ingest checked it"'::text::regnamespace from pg_class c
+where c.oid = {literal(table)}::regclass
+and (c.oid <> {found.oid} or ({STATE}) <> '{found.state}'::xid[])"""  # noqa: S608
+    return prepare, f"lock table only {table} in row exclusive mode; execute {name}"
+
+
+def statements_for(found: Look) -> Statements:
+    """Return the statements for the table `readings` that the full check has found."""
+    prepare, check = check_of(found)
+    table, columns = found.target.name, found.target.column_list
     copy = f"copy {table} ({columns}) from stdin (format binary)"
     insert, once = f"insert into {table} ({columns})", f"on conflict ({columns}) do nothing"
     return Statements(
-        prepare=f"""prepare {name} as
-select '"the table was altered after iot-ingest checked it"'::text::regnamespace from pg_class c
-where c.oid = {literal(table)}::regclass
-and (c.oid <> {found.oid} or ({STATE}) <> '{found.state}'::xid[])""",  # noqa: S608
+        prepare=prepare,
         check=check,
         checked_copy=f"{check}; {copy}",
         copy=copy,
         insert_staged=f"{insert} select {KEY_LIST} from {STAGING} order by {KEY_LIST} {once}",  # noqa: S608
-        insert_arrays=f"""{insert}
+        insert_values=f"""{insert}
 select * from unnest($1::timestamptz[], $2::text[], $3::text[], $4::float8[]) as r ({KEY_LIST})
 order by ts, device_id collate "C", metric collate "C", value {once}""",  # noqa: S608
         insert_like_stored=f"""{insert}
@@ -121,40 +151,9 @@ async def copy(connection: asyncpg.Connection, statement: str, tuples: Sequence[
         raise asyncpg.InterfaceError("the connection was cut before the rows were sent")
     # Not `copy_to_table`: it cannot send the check with the COPY. Not as bytes: those are a path.
     source = memoryview(b"".join((HEADER, *tuples, TRAILER)))
-    return _count(await connection._copy_in(statement, source, None))  # type: ignore[attr-defined]
+    return count_of(await connection._copy_in(statement, source, None))  # type: ignore[attr-defined]
 
 
-async def store_staged(
-    connection: asyncpg.Connection, statements: Statements, tuples: Sequence[bytes]
-) -> int:
-    """COPY encoded rows into the staging table, and INSERT the new ones; return how many.
-
-    Call it in a transaction, on a connection that has the staging table.
-    """
-    await copy(connection, _COPY_STAGED, tuples)
-    return _count(await connection.execute(statements.insert_staged))
-
-
-async def insert_arrays(
-    connection: asyncpg.Connection, statements: Statements, tuples: Sequence[bytes]
-) -> int:
-    """INSERT encoded rows as arrays; return how many are new."""
-    rows = list(decode_rows(b"".join(tuples)))
-    tag = await connection.execute(
-        statements.insert_arrays,
-        [(row.ts_us - PG_EPOCH_US,) for row in rows],
-        [row.device_id for row in rows],
-        [row.metric for row in rows],
-        [row.value for row in rows],
-    )
-    return _count(tag)
-
-
-async def insert_like_stored(connection: asyncpg.Connection, sql: Statements) -> int:
-    """INSERT a row like one that the table has; return how many are new. The caller undoes it."""
-    return _count(await connection.execute(sql.insert_like_stored))
-
-
-def _count(tag: str) -> int:
+def count_of(tag: str) -> int:
     """Return the rows of a command tag such as `COPY 5` or `INSERT 0 5`."""
     return int(tag.rsplit(" ", 1)[1])

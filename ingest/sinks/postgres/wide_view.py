@@ -38,11 +38,12 @@ async def wide_view(
     if not seen.oid:
         raise StartError(str(seen.difference))
     _check(target, name, metrics)
-    view = seen.target._replace(table=name).name
+    target = target._replace(schema=seen.target.schema)
+    view = target._replace(table=name).name
     found = await connection.fetchrow(_EXISTING, view)
     if found is not None and not (found["kind"] == "v" and found["comment"] == _MARK):
         raise StartError(f"{view} is there, and no view of ours: choose another name")
-    return view, _statements(view, seen.target, metrics)
+    return view, _statements(view, target, metrics)
 
 
 async def make_wide_view(connection: asyncpg.Connection, view: str, statements: str) -> None:

@@ -36,7 +36,7 @@ items = st.one_of(
     st.fixed_dictionaries({"device_id": names, "metric": names, "value": values}),
     st.fixed_dictionaries({"device_id": names, "values": st.dictionaries(names, values)}),
     st.fixed_dictionaries({"device_id": names, "value": values, "unit": names}),
-    st.one_of(st.none(), st.text(max_size=3), st.lists(st.integers(), max_size=2)),
+    st.one_of(st.none(), st.text(max_size=3), st.lists(st.booleans(), max_size=2)),
 )
 
 

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from ingest.model.causes import Verdict
+from ingest.model.causes import TABLES, Verdict, WriteFailed
 from ingest.model.errors import StartError
-from ingest.sinks.postgres import schema
+from ingest.model.tables import ColumnTable
+from ingest.sinks.postgres import column_tables, schema
 from ingest.sinks.postgres.connection import (
     DRIVER_ERRORS,
     Connection,
@@ -45,7 +46,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
 from ingest.sinks.postgres.housekeeping.runs import Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View, look_at
 from ingest.sinks.postgres.schema import READINGS, TargetTable, quoted, shortened
-from ingest.sinks.postgres.sqlstate import verdict_for
+from ingest.sinks.postgres.sqlstate import server_failed, verdict_for
 from ingest.system.logs import get_logger
 from ingest.system.words import counted
 
@@ -325,6 +326,43 @@ async def make_table(
         verdict = verdict_for(getattr(error, "sqlstate", None))
         return isinstance(error, StartError) or verdict not in (Verdict.WAIT, Verdict.RETRY)
     return True
+
+
+async def make_column_tables(
+    database_url: str,
+    readings: TargetTable,
+    tables: Sequence[ColumnTable],
+    timeouts: Timeouts,
+    *,
+    may_make: bool,
+    span: str,
+    ahead: PartitionsAhead,
+) -> None:
+    """Compare declared tables with the database; if it is allowed, make what is missing of them.
+
+    If that fails, it is logged, and the check of a table at the first write to it decides. Raises
+    WriteFailed: HOLD if nothing may be written before a person decides, or the server was away.
+    """
+    try:
+        async with opened_as(NAME, database_url, timeouts) as connection:
+            with deadline(connection, timeouts.command_s_max):
+                if fault := await column_tables.fault(connection, readings, tables):
+                    raise WriteFailed(Verdict.HOLD, fault, reason=TABLES)
+
+                async def partitions(target: TargetTable) -> schema.OnMade | None:
+                    return await first_partitions(connection, span, ahead, target)
+
+                if may_make:
+                    await column_tables.apply(connection, readings, tables, partitions=partitions)
+    except StartError as error:
+        get_logger("schema").warning("table_not_made", why=str(error))
+    except asyncpg.PostgresError as error:
+        failed = server_failed(error)
+        if failed.verdict in (Verdict.WAIT, Verdict.RETRY):
+            raise failed from error
+        get_logger("schema").warning("table_not_made", why=text_of(error))
+    except DRIVER_ERRORS as error:
+        raise WriteFailed(Verdict.WAIT, text_of(error)) from error
 
 
 async def first_partitions(

@@ -1,0 +1,225 @@
+"""The fast way to rows of declared tables: values that come together are encoded together.
+
+What the values of an item become is told by their metrics, as long as no column begins to take
+readings. It is found once and kept. So the home of each reading is not asked for.
+Promises: each reading has the home that `encode_placed` gives it, and the values of one moment are
+one row, also if they are of several items. `encode_placed` does what cannot be done so: where a
+column begins, where a metric stands twice in a moment, or where few items have the same metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, repeat
+from typing import NamedTuple, TypeVar
+
+from ingest.formats.block_builder import SERIES
+from ingest.model.block import PG_EPOCH_US, device_needle
+from ingest.model.moments import COLUMNS_MAX, PlacedRows, RowForm, encode_placed, row_form
+from ingest.model.tables import ColumnTable, Homes, Tables
+
+KEPT_BYTES_MAX = 4 * 1024 * 1024  # of all that is kept: some 3,000 tuples of ten metrics
+METRICS_MAX = 2 * COLUMNS_MAX  # of an item
+KINDS_MAX = 64  # of items of a slice, each with other metrics
+PLACED_MAX = 1_000  # values of which the home of each is asked for in one step: at most 4 ms
+_ENTRY_BYTES = 600  # of a tuple in the dict, besides its metrics
+_METRIC_BYTES = 150  # of a metric in it, besides its characters
+
+T = TypeVar("T")
+
+
+class PlacedValues(NamedTuple):
+    """Values that become a row of a table: its form, what it has of the series, their places.
+
+    Value `places[i]` of the moment has the i-th column of the form. None: all have, in order.
+    """
+
+    form: RowForm
+    series: bytes
+    places: tuple[int, ...] | None
+
+
+class Placing(NamedTuple):
+    """What the values of some metrics become. `plain` are the places of those of `readings`."""
+
+    rows: tuple[PlacedValues, ...]
+    plain: tuple[int, ...]
+
+
+def placing_of(metrics: Sequence[str], homes: Homes) -> Placing:
+    """Return what the values of these valid metrics become."""
+    plain = list[int]()
+    rows: dict[tuple[str, str], tuple[ColumnTable, dict[int, int]]] = {}
+    for place, metric in enumerate(metrics):
+        home = homes.home(metric)
+        if home is None:
+            plain.append(place)
+        else:
+            key = home.table.name, home.series
+            rows.setdefault(key, (home.table, {}))[1][home.column] = place
+    placed = list[PlacedValues]()
+    for (_, series), (table, place_of) in rows.items():
+        columns = tuple(sorted(place_of))
+        places = tuple(place_of[column] for column in columns)
+        after = device_needle(series) if table.measurement else b""
+        is_all = places == tuple(range(len(metrics)))
+        placed.append(PlacedValues(row_form(table, columns), after, None if is_all else places))
+    return Placing(tuple(placed), tuple(plain))
+
+
+class PlacingCache:
+    """The placings of tuples of metrics that were asked for before."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Homes, tuple[str, ...]], Placing] = {}
+        self._size_bytes = 0
+
+    def of(self, metrics: tuple[str, ...], homes: Homes) -> Placing:
+        """Return what the values of these metrics become. Raises KeyError for an invalid one."""
+        key = homes, metrics
+        try:
+            return self._kept[key]
+        except KeyError:
+            SERIES.afters(metrics)  # they are valid
+            if self._size_bytes > KEPT_BYTES_MAX:
+                self._kept.clear()
+                self._size_bytes = 0
+            placing = self._kept[key] = placing_of(metrics, homes)
+            characters = sum(map(len, metrics))
+            self._size_bytes += _ENTRY_BYTES + 4 * characters + _METRIC_BYTES * len(metrics)
+            return placing
+
+
+PLACINGS = PlacingCache()
+
+
+class Items(NamedTuple):
+    """Values of items, each of one device and time: time, device and metrics of each item.
+
+    `values` and `owners` are those of the first item, then those of the next one. The owner of a
+    value is the number of its item in the post.
+    """
+
+    times_pg_us: Sequence[int]
+    device_ids: list[str]
+    metrics: list[tuple[str, ...]]
+    values: list[float]
+    owners: list[int]
+
+    def alike(self) -> Iterator[Items]:
+        """Yield the items with the same metrics together, kind by kind."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for item, metrics in enumerate(self.metrics):
+            groups.setdefault(metrics, []).append(item)
+        ends = [*accumulate(map(len, self.metrics))]
+        for metrics, group in groups.items():
+            count = len(metrics)
+            yield Items(
+                [self.times_pg_us[item] for item in group],
+                [self.device_ids[item] for item in group],
+                [metrics] * len(group),
+                [each for item in group for each in self.values[ends[item] - count : ends[item]]],
+                [each for item in group for each in self.owners[ends[item] - count : ends[item]]],
+            )
+
+
+def place_items(items: Items, tables: Tables) -> tuple[bytes, list[int]]:
+    """Encode the values of items, each in its home; return the tuples, and the owner of each.
+
+    Raises KeyError for an invalid name, or if it would take too long.
+    """
+    times_pg_us, device_ids, metrics, values, owners = items
+    newest_us, oldest_us = (PG_EPOCH_US + each(times_pg_us) for each in (max, min))
+    homes = tables.era(oldest_us, newest_us)
+    if homes is not None:
+        joined: Items | None = items
+        if len({*zip(times_pg_us, device_ids, strict=True)}) < len(metrics):
+            joined = _joined(items)
+        placed = None if joined is None else _placed(joined, homes)
+        if placed is not None:
+            return placed
+    if len(values) > PLACED_MAX:
+        raise KeyError(len(values))
+    counts = [*map(len, metrics)]
+    names = SERIES.all_names([*chain.from_iterable(metrics)], [*each_of(device_ids, counts)])
+    tuples, order = encode_placed([*each_of(times_pg_us, counts)], names, values, tables)
+    return tuples, owners if order is None else [owners[each] for each in order]
+
+
+def each_of(column: Iterable[T], counts: Iterable[int]) -> Iterator[T]:
+    """Return each element as often as it counts."""
+    return chain.from_iterable(map(repeat, column, counts))
+
+
+def place_item(ts_us: int, device_id: str, values: dict[str, float], tables: Tables) -> bytes:
+    """Encode the values of one item, each in its home; return the tuples.
+
+    Raises KeyError for an invalid name.
+    """
+    homes = tables.era(ts_us, ts_us)
+    assert homes is not None, "one time is of one era"
+    metrics, numbers, ts_pg_us = tuple(values), [*values.values()], ts_us - PG_EPOCH_US
+    if len(metrics) <= METRICS_MAX:
+        placing = PLACINGS.of(metrics, homes)
+        if len(placing.rows) == 1 and not placing.plain:
+            ((form, series, places),) = placing.rows
+            cells = numbers if places is None else [numbers[place] for place in places]
+            return form.section(ts_pg_us, SERIES.needles([device_id])[0] + series, cells)
+    item = Items([ts_pg_us], [device_id], [metrics], numbers, [0] * len(numbers))
+    return place_items(item, tables)[0]
+
+
+def _placed(items: Items, homes: Homes) -> tuple[bytes, list[int]] | None:
+    """Do what `place_items` does, or return None: the values have to be read one by one."""
+    kinds = {*items.metrics}
+    if len(kinds) > KINDS_MAX or max(map(len, kinds)) > METRICS_MAX:
+        return None
+    placings = {metrics: PLACINGS.of(metrics, homes) for metrics in kinds}
+    rows = PlacedRows()
+    for alike in [items] if len(kinds) == 1 else items.alike():
+        _add(rows, alike, placings[alike.metrics[0]])
+    return rows.encoded()
+
+
+def _add(rows: PlacedRows, items: Items, placing: Placing) -> None:
+    """Add items with the same metrics."""
+    times_pg_us, device_ids, (metrics, *_), values, owners = items
+    needles, count = SERIES.needles(device_ids), len(metrics)
+    for form, series, places in placing.rows:
+        names = [needle + series for needle in needles] if series else needles
+        if places is None:
+            rows.add(form, times_pg_us, names, values, owners)
+        else:
+            picked = _picked(values, places, count), _picked(owners, places, count)
+            rows.add(form, times_pg_us, names, *picked)
+    for place in placing.plain:
+        (after,) = SERIES.afters((metrics[place],))
+        names = [needle + after for needle in needles]
+        rows.add_plain(times_pg_us, names, values[place::count], owners[place::count])
+
+
+def _picked(cells: list[T], places: tuple[int, ...], count: int) -> list[T]:
+    """Return the cells of each moment that have these places, in this order; each has `count`."""
+    return [*chain.from_iterable(zip(*(cells[place::count] for place in places), strict=True))]
+
+
+def _joined(items: Items) -> Items | None:
+    """Join the items of one moment. Returns None if a metric stands in two of them."""
+    at = 0
+    found: dict[tuple[int, str], tuple[dict[str, float], list[int]]] = {}
+    for ts_pg_us, device_id, metrics in zip(*items[:3], strict=True):
+        values, owners = found.setdefault((ts_pg_us, device_id), ({}, []))
+        for metric in metrics:
+            if metric in values:
+                return None
+            values[metric] = items.values[at]
+            owners.append(items.owners[at])
+            at += 1
+    moments = [values for values, _ in found.values()]
+    return Items(
+        [ts_pg_us for ts_pg_us, _ in found],
+        [device_id for _, device_id in found],
+        [*map(tuple, moments)],
+        [value for values in moments for value in values.values()],
+        [owner for _, owners in found.values() for owner in owners],
+    )

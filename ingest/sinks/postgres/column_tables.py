@@ -1,0 +1,266 @@
+"""Declared tables in the database: they are made, get columns, and a view shows all readings.
+
+The comment of each column says since when it takes readings. Where it says something else than the
+declaration, or a column or a table is not declared any more, readings that are posted again would
+be stored twice, in two places. So `fault` must be asked before a process writes.
+Promises: what exists is not changed, except that a table gets columns that it does not have. Who
+declares no table has no view. Errors of the driver pass through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from asyncpg import Connection, Record
+
+from ingest.model.errors import StartError
+from ingest.model.moments import form_of_table
+from ingest.model.tables import ALL_READINGS, ColumnTable
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.column_statements import SERIES_ENDING
+from ingest.sinks.postgres.schema import ColumnTarget, OnMade, TargetTable, literal, look, quoted
+from ingest.system.clock import rfc3339_or_us
+
+SINCE = "iot-ingest: since "
+VIEW_MARK = "all readings of "  # and how the view was made, so that it is made anew if need be
+# Called with a table that is not there yet: what makes its partitions, or None if it has none.
+FirstPartitions = Callable[[TargetTable], Awaitable[OnMade | None]]
+
+# The columns of a table that have a comment of ours, or are among $2.
+_COMMENTS = """
+select a.attname::text as name, coalesce(col_description(a.attrelid, a.attnum), '') as comment
+from pg_attribute a where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
+  and (a.attname = any ($2::text[])
+       or starts_with(col_description(a.attrelid, a.attnum), 'iot-ingest: since '))
+order by a.attnum"""
+# The tables that a view reads.
+_READ_BY = """
+select distinct c.relname::text from pg_rewrite r
+join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+     and d.refclassid = 'pg_class'::regclass
+join pg_class c on c.oid = d.refobjid and c.oid <> r.ev_class
+where r.ev_class = to_regclass($1) order by 1"""
+_READINGS = """
+select c.relkind = 'p' as by_time, to_regclass($2) is not null as device_index,
+       array(select format('%I.%I', n.nspname, l.collname)
+             from pg_attribute a join pg_collation l on l.oid = a.attcollation
+             join pg_namespace n on n.oid = l.collnamespace
+             where a.attrelid = c.oid and a.attname = any ($3::text[])
+             order by array_position($3::text[], a.attname::text)) as collations
+from pg_class c where c.oid = to_regclass($1)"""
+_VIEW = """
+select c.relkind::text as kind, coalesce(obj_description(c.oid, 'pg_class'), '') as comment
+from pg_class c where c.oid = to_regclass($1)"""
+
+
+def comment_of(since_us: int) -> str:
+    """Return the comment of a column that takes readings from this time on (Unix microseconds)."""
+    return f"{SINCE}{rfc3339_or_us(since_us)}"
+
+
+def view_name(readings: TargetTable) -> TargetTable:
+    """Return the name of the view of all readings, beside the table."""
+    return readings._replace(table=ALL_READINGS)
+
+
+async def fault(
+    connection: Connection, readings: TargetTable, tables: Sequence[ColumnTable]
+) -> str:
+    """Return why nothing may be written with these declarations, or an empty string.
+
+    `readings` is the table with its schema. Without tables nothing is asked.
+    """
+    faults = list[str]()
+    declared = {table.name for table in tables}
+    for table in tables:
+        target = ColumnTarget(readings.schema, form_of_table(table))
+        rows = await connection.fetch(_COMMENTS, target.name, table.columns)
+        faults += _comment_faults(target, table, {row["name"]: row["comment"] for row in rows})
+    for row in await connection.fetch(_READ_BY, view_name(readings).name) if tables else ():
+        name = row[0]
+        if name not in declared and name != readings.table:
+            faults.append(
+                f"table {quoted(name)} is not declared any more (tables_file): its readings would "
+                "be stored a second time if they were posted again; declare it again, or drop the "
+                f"view {view_name(readings).name} if you mean it"
+            )
+    return "; ".join(faults)
+
+
+def _comment_faults(
+    target: ColumnTarget, table: ColumnTable, comments: dict[str, str]
+) -> Iterator[str]:
+    wanted = dict(zip(table.columns, map(comment_of, table.since_us), strict=True))
+    for column, comment in comments.items():
+        shown = f"column {quoted(column)} of {target.name}"
+        found = comment.removeprefix(SINCE)
+        if column not in wanted:
+            yield (
+                f"{shown} is not declared any more (tables_file): its readings would be stored a "
+                f"second time if they were posted again; declare it again, since = {found}"
+            )
+        elif found == comment:
+            yield (
+                f"{shown} was not made by us. If nothing but iot-ingest has filled it: comment on "
+                f"column {target.name}.{quoted(column)} is {literal(wanted[column])}"
+            )
+        elif comment != wanted[column]:
+            yield (
+                f"{shown} takes readings since {found}, and is declared since "
+                f"{wanted[column].removeprefix(SINCE)} (tables_file): readings between the two "
+                "would be stored twice; declare the first again"
+            )
+
+
+async def apply(
+    connection: Connection,
+    readings: TargetTable,
+    tables: Sequence[ColumnTable],
+    *,
+    role: str | None = None,
+    partitions: FirstPartitions,
+) -> list[str]:
+    """Make what is missing of declared tables, beside the table `readings`, which is there.
+
+    Returns one sentence for each step. May run at every start, and in several processes at once.
+    Raises StartError if `fault` finds something, or a table is there and does not fit.
+    """
+    done = list[str]()
+    if not tables:
+        return done
+    async with connection.transaction():
+        await connection.execute("set local client_min_messages = warning")
+        await connection.execute(schema.ALONE)
+        seen = await look(connection, readings)
+        if seen.difference:
+            raise StartError(seen.difference)
+        readings = readings._replace(schema=seen.target.schema)
+        if found := await fault(connection, readings, tables):
+            raise StartError(found)
+        for table in tables:
+            done += await _apply_one(connection, readings, table, partitions)
+        done += await _make_view(connection, readings, tables)
+        if role is not None:
+            for each in tables:
+                target = ColumnTarget(readings.schema, form_of_table(each))
+                await schema.grant(connection, target, role)
+            await connection.execute(
+                f"grant select on {view_name(readings).name} to {quoted(role)}"
+            )
+            done.append(f"the role {role} may write and read them")
+    return done
+
+
+async def _apply_one(
+    connection: Connection, readings: TargetTable, table: ColumnTable, partitions: FirstPartitions
+) -> list[str]:
+    target = ColumnTarget(readings.schema, form_of_table(table))
+    there = await connection.fetch(_COMMENTS, target.name, table.columns)
+    missing = [each for each in table.columns if each not in {row["name"] for row in there}]
+    done = list[str]()
+    if not await connection.fetchval("select to_regclass($1) is not null", target.name):
+        done += await _create(connection, readings, target, partitions)
+    elif missing:
+        added = ", ".join(f"add column {quoted(each)} double precision" for each in missing)
+        await connection.execute(f"alter table {target.name} {added}")
+        done.append(f"added to the table {target.name}: {', '.join(missing)}")
+    for column, since_us in zip(table.columns, table.since_us, strict=True):
+        if column in missing:
+            await connection.execute(
+                f"comment on column {target.name}.{quoted(column)} is "
+                f"{literal(comment_of(since_us))}"
+            )
+    if (seen := await look(connection, target)).difference:
+        raise StartError("\n".join([seen.difference, *seen.sql]))
+    return done or [f"the table {target.name} was there, and fits"]
+
+
+async def _create(
+    connection: Connection,
+    readings: TargetTable,
+    target: ColumnTarget,
+    partitions: FirstPartitions,
+) -> list[str]:
+    """Make a table like `readings`: partitioned if it is, with an index for devices if it has."""
+    like = await _like(connection, readings)
+    plain = TargetTable(target.schema, target.table)
+    first = await partitions(plain) if like["by_time"] else None
+    statement = create_statement(target, like["collations"], by_time=first is not None)
+    await connection.execute(statement)
+    done = [f"made the table {target.name}"]
+    if first:
+        done += await first(connection)
+    if like["device_index"]:
+        names = ", ".join(map(quoted, (*target.key[1:], "ts")))
+        await connection.execute(
+            f"create index {quoted(plain.device_index)} on {target.name} ({names})"
+        )
+    return done
+
+
+def create_statement(target: ColumnTarget, collations: Sequence[str], *, by_time: bool) -> str:
+    """Return the statement that makes a table; the collations are of the device and the series."""
+    types = ["timestamptz", *(f"text collate {each}" for each in collations)]
+    columns = [
+        f"{quoted(name)} {type_} not null" for name, type_ in zip(target.key, types, strict=False)
+    ]
+    columns += [f"{quoted(each)} double precision" for each in target.form.columns]
+    columns.append(f"primary key ({', '.join(map(quoted, target.key))})")
+    by = " partition by range (ts)" if by_time else ""
+    return f"create table {target.name} ({', '.join(columns)}){by}"
+
+
+async def _like(connection: Connection, readings: TargetTable) -> Record:
+    """Return how the table `readings` is made: see _READINGS."""
+    index = readings._replace(table=readings.device_index).name
+    names = [readings.device_id, readings.metric]
+    found = await connection.fetchrow(_READINGS, readings.name, index, names)
+    assert found is not None, "the table of readings is there"
+    return found
+
+
+async def _make_view(
+    connection: Connection, readings: TargetTable, tables: Sequence[ColumnTable]
+) -> list[str]:
+    """Make the view of all readings, or make it anew if the tables have changed."""
+    view = view_name(readings).name
+    selects = _selects(readings, tables, (await _like(connection, readings))["collations"][1])
+    mark = f"{VIEW_MARK}{readings.name} {hashlib.sha256(selects.encode()).hexdigest()[:12]}"
+    found = await connection.fetchrow(_VIEW, view)
+    if found is not None:
+        ours = found["kind"] == "v" and found["comment"].startswith(f"{VIEW_MARK}{readings.name} ")
+        if not ours:
+            raise StartError(f"{view} is there, and no view of ours: give it another name")
+        if found["comment"] == mark:
+            return []
+    await connection.execute(
+        f"create or replace view {view} as {selects}; comment on view {view} is {literal(mark)}"
+    )
+    return [f"made the view {view}"]
+
+
+def _selects(readings: TargetTable, tables: Sequence[ColumnTable], collation: str) -> str:
+    """Return the query of the view: the readings, and the values of each column of the tables.
+
+    It is such that the planner leaves out all columns that a condition on the metric cannot mean,
+    and keeps the indexes of the others. So no part has a WHERE of its own. The metrics of a
+    measurement end with the series, which the planner cannot see through: so they stand between two
+    constants, in the order of bytes: `cpu.idle` <= `cpu.idle,cpu=cpu0` < `cpu.idle-`.
+    """
+    parts = [f"select {readings.column_list}, null::text, null::text from {readings.name}"]  # noqa: S608
+    for table in tables:
+        name = ColumnTarget(readings.schema, form_of_table(table)).name
+        for column in table.columns:
+            stem = table.stem(column)
+            metric, least, after = f"{literal(stem)}::text collate {collation}", "null", "null"
+            if table.measurement:
+                metric = f"({metric} || {SERIES_ENDING})"
+                least, after = literal(stem), literal(f"{stem}-")
+            columns = f"ts, device_id, {metric}, {quoted(column)}, {least}::text, {after}::text"
+            parts.append(f"select {columns} from {name}")  # noqa: S608
+    union = "\nunion all ".join(parts)
+    return f"""select ts, device_id, metric, value from (
+{union}) as r (ts, device_id, metric, value, least, after)
+where value is not null
+  and (least is null or metric collate "C" >= least and metric collate "C" < after)"""  # noqa: S608

@@ -1,0 +1,329 @@
+"""Each reading has the home that its metric and its time tell, however a post was written and read.
+
+In all formats, on the fast and on the careful way, in slices of any size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import NamedTuple
+from unittest.mock import patch
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.formats import messagepack, senml
+from ingest.formats.json import body as json_body
+from ingest.formats.lines.body import LinePost
+from ingest.formats.lines.body import begin as begin_line_protocol
+from ingest.formats.lines.keys import Naming
+from ingest.formats.post import Post, finished
+from ingest.model.block import Block
+from ingest.model.moments import readings_fault, runs
+from ingest.model.reading import Reading
+from ingest.model.tables import ColumnTable, Tables
+from tests.support.posts import NOW_US, RULES
+
+KEYS = [("cpu", ""), ("cpu", "cpu=cpu0"), ("cpu", "cpu=cpu1"), ("mem", ""), ("room", "")]
+FIELDS = ["idle", "user", "value", "n"]
+
+
+class Item(NamedTuple):
+    """What an item or a line of a post has."""
+
+    ts_us: int
+    device_id: str
+    measurement: str
+    series: str
+    values: dict[str, float]  # by field
+
+    def by_metric(self) -> dict[str, float]:
+        """Return the values by metric."""
+        tail = f",{self.series}" if self.series else ""
+        return {
+            self.measurement + ("" if field == "value" else f".{field}") + tail: value
+            for field, value in self.values.items()
+        }
+
+    def readings(self) -> list[Reading]:
+        """Return all readings."""
+        return [Reading(self.ts_us, self.device_id, *each) for each in self.by_metric().items()]
+
+
+ITEMS = st.lists(
+    st.builds(
+        lambda ts, device, key, values: Item(NOW_US + ts, device, key[0], key[1], values),
+        st.integers(0, 3),
+        st.sampled_from(["a", "bb"]),
+        st.sampled_from(KEYS),
+        st.dictionaries(
+            st.sampled_from(FIELDS), st.sampled_from([1.0, 2.5, -3.0, 0.0]), min_size=1
+        ),
+    ),
+    min_size=1,
+    max_size=25,
+)
+# Name, measurement and columns of tables that may be declared, none of them or all.
+DECLARED = [
+    ("cpu", "cpu", ("user", "idle", "value")),
+    ("more", "cpu", ("n",)),
+    ("mem", "mem", ("idle",)),
+    ("room", "", ("room", "mem.user", "room.n", "other")),
+]
+
+
+@st.composite
+def some_tables(draw: st.DrawFn) -> Tables:
+    """Draw tables of which each column begins at a time of its own."""
+    tables = []
+    for name, measurement, columns in draw(st.lists(st.sampled_from(DECLARED), unique=True)):
+        since_us = st.sampled_from([0, 0, 0, NOW_US + 1, NOW_US + 2, NOW_US + 9])
+        all_since_us = draw(
+            st.tuples(*[since_us for _ in columns]) | since_us.map(tuple_of(columns))
+        )
+        tables.append(ColumnTable(name, measurement, columns, all_since_us))
+    return Tables(tables)
+
+
+def tuple_of(columns: tuple[str, ...]) -> Callable[[int], tuple[int, ...]]:
+    """Return what says the same time for all of these columns."""
+    return lambda since_us: (since_us,) * len(columns)
+
+
+def expected_home(item: Item, field: str, tables: Tables) -> str:
+    """Return the table of a value, or an empty string."""
+    for table in tables.all:
+        (metric,) = item._replace(values={field: 0.0}).by_metric()
+        column = field if table.measurement == item.measurement else metric
+        if table.measurement in ("", item.measurement) and column in table.columns:
+            since_us = table.since_us[table.columns.index(column)]
+            return table.name if item.ts_us >= since_us else ""
+    return ""
+
+
+# A place of a reading: the number of its item, the reading, and its table.
+Place = tuple[int, Reading, str]
+
+
+def places_of(block: Block) -> Iterator[Place]:
+    """Yield what a block has."""
+    assert readings_fault(block.tuples, block.rows) == ""
+    number = 0
+    for run in runs(block.tuples):
+        for reading in run.decode():
+            item = number if block.items is None else block.items[number]
+            assert item is not None
+            yield item, reading, run.form.table if run.form else ""
+            number += 1
+    assert number == block.rows
+
+
+def post_of(tables: Tables) -> Post:
+    """Return what a post says whose times are in microseconds."""
+    return Post("us", False, NOW_US, 7.0, RULES._replace(tables=tables))
+
+
+def objects(items: list[Item]) -> list[dict[str, object]]:
+    """Return items of JSON with `values`."""
+    return [
+        {"device_id": item.device_id, "ts": item.ts_us, "values": item.by_metric()}
+        for item in items
+    ]
+
+
+def flat(items: list[Item]) -> list[dict[str, object]]:
+    """Return items of JSON with one value each."""
+    return [
+        {"device_id": each.device_id, "ts": each.ts_us, "metric": each.metric, "value": each.value}
+        for item in items
+        for each in item.readings()
+    ]
+
+
+def mixed(items: list[Item]) -> list[dict[str, object]]:
+    """Return items with `values`, but those of one value have it alone."""
+    return [(flat([item]) if len(item.values) == 1 else objects([item]))[0] for item in items]
+
+
+def line_of(item: Item) -> str:
+    """Return a line."""
+    tags = f",{item.series}" if item.series else ""
+    fields = ",".join(f"{field}={value}" for field, value in item.values.items())
+    return f"{item.measurement}{tags},host={item.device_id} {fields} {item.ts_us}"
+
+
+def of_json(body: bytes, tables: Tables) -> list[Block]:
+    """Decode JSON."""
+    decoded = finished(json_body.begin(body, post_of(tables)))
+    assert decoded.errors == []
+    return [decoded.block] if decoded.block else []
+
+
+def of_ndjson(body: bytes, tables: Tables) -> list[Block]:
+    """Decode NDJSON."""
+    decoded = finished(json_body.begin_lines(body, post_of(tables)))
+    assert decoded.errors == []
+    return [decoded.block] if decoded.block else []
+
+
+def of_msgpack(body: bytes, tables: Tables) -> list[Block]:
+    """Decode MessagePack."""
+    decoded = finished(messagepack.begin(body, post_of(tables)))
+    assert decoded.errors == []
+    return [decoded.block] if decoded.block else []
+
+
+def of_senml(body: bytes, tables: Tables) -> list[Block]:
+    """Decode SenML."""
+    decoded = finished(senml.begin(body, post_of(tables)))
+    assert decoded.errors == []
+    return [decoded.block] if decoded.block else []
+
+
+def of_lines(body: bytes, tables: Tables) -> list[Block]:
+    """Decode line protocol."""
+    post = LinePost(post_of(tables), Naming(("host",)), 100_000, 1 << 24)
+    points = finished(begin_line_protocol(body, post))
+    assert points.errors == []
+    return [*points.blocks]
+
+
+def array(items: list[dict[str, object]]) -> bytes:
+    """Return a body of JSON; of one item without an array."""
+    return json.dumps(items if len(items) > 1 else items[0]).encode()
+
+
+# From items to a body, and from there to blocks; whether each value is an item of its own.
+WRITTEN: dict[
+    str, tuple[Callable[[list[Item]], bytes], Callable[[bytes, Tables], list[Block]], bool]
+] = {
+    "json values": (lambda items: array(objects(items)), of_json, False),
+    "json": (lambda items: array(flat(items)), of_json, True),
+    "json mixed": (lambda items: array(mixed(items)), of_json, False),
+    "ndjson": (
+        lambda items: "\n".join(map(json.dumps, mixed(items))).encode(),
+        of_ndjson,
+        False,
+    ),
+    "msgpack": (lambda items: msgspec.msgpack.encode(objects(items)), of_msgpack, False),
+    "senml": (
+        lambda items: json.dumps(
+            [
+                {"n": f"{each.device_id}/{each.metric}", "t": each.ts_us / 1e6, "v": each.value}
+                for item in items
+                for each in item.readings()
+            ]
+        ).encode(),
+        of_senml,
+        True,
+    ),
+    "lines": (lambda items: "\n".join(map(line_of, items)).encode(), of_lines, False),
+}
+
+
+@contextmanager
+def careful() -> Iterator[None]:
+    """Read each item alone."""
+    with ExitStack() as stack:
+        for name in ("json.body.one", "json.body.many", "lines.body.one", "lines.body.many"):
+            stack.enter_context(patch(f"ingest.formats.{name}", lambda *_: None))
+        yield
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Read together, but ask for the home of each reading."""
+    with patch("ingest.formats.moments.KINDS_MAX", 0):
+        yield
+
+
+@contextmanager
+def in_slices() -> Iterator[None]:
+    """Read in slices of some items."""
+    with ExitStack() as stack:
+        for name, size in (("json.body.", 300), ("json_slices.", 300), ("lines.body.", 100)):
+            stack.enter_context(patch(f"ingest.formats.{name}SLICE_BYTES", size))
+        for name in ("json", "lines"):
+            stack.enter_context(patch(f"ingest.formats.{name}.body.WHOLE_BYTES", -1))
+        yield
+
+
+WAYS: list[Callable[[], AbstractContextManager[object]]] = [
+    nullcontext,
+    careful,
+    one_by_one,
+    in_slices,
+]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@given(items=ITEMS, tables=some_tables())
+def test_each_reading_has_its_home_and_its_item(
+    name: str, items: list[Item], tables: Tables
+) -> None:
+    """On all ways, and also if some of it was posted before."""
+    write, read, is_flat = WRITTEN[name]
+    expected = Counter[Place]()
+    number = 0
+    for item in items:
+        for field, reading in zip(item.values, item.readings(), strict=True):
+            expected[number, reading, expected_home(item, field, tables)] += 1
+            number += is_flat
+        number += not is_flat
+    body = write(items)
+    for way in WAYS:
+        with way():
+            assert (
+                Counter(each for block in read(body, tables) for each in places_of(block))
+                == expected
+            )
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@given(items=ITEMS, tables=some_tables())
+def test_values_of_one_moment_are_one_row(name: str, items: list[Item], tables: Tables) -> None:
+    """However many items or lines they came in, unless a metric stands there twice."""
+    write, read, _ = WRITTEN[name]
+    once = {(item.ts_us, item.device_id, *each): item for item in items for each in [item[2:4]]}
+    halves = [
+        half
+        for item in once.values()
+        for half in (
+            item._replace(values=dict([*item.values.items()][:1])),
+            item._replace(values=dict([*item.values.items()][1:])),
+        )
+        if half.values
+    ]
+    (block,) = read(write(halves), tables)
+    moments = {
+        (item[:4], home)
+        for item in halves
+        for field in item.values
+        if (home := expected_home(item, field, tables))
+    }
+    in_tables = [run for run in runs(block.tuples) if run.form is not None]
+    of_plain_tables = {  # they have no series: keys of several measurements are one moment
+        (item[:2], home) if home == "room" else (item, home) for item, home in moments
+    }
+    assert sum(run.rows for run in in_tables) == len(of_plain_tables)
+
+
+@pytest.mark.parametrize("name", WRITTEN.keys() - {"lines"})
+def test_no_slice_ends_within_a_moment(name: str) -> None:
+    """A large post is read in slices. Two rows of one moment would be in conflict in the table."""
+    write, read, _ = WRITTEN[name]
+    tables = Tables([ColumnTable("cpu", "cpu", ("user", "idle", "n"), (0, 0, 0))])
+    items = [
+        Item(NOW_US + at, "a", "cpu", "", {field: 1.0})
+        for at in range(1_000)
+        for field in ("user", "idle", "n")
+    ]
+    tables_rows = [
+        run.rows for block in read(write(items), tables) for run in runs(block.tuples) if run.form
+    ]
+    assert sum(tables_rows) == 1_000
