@@ -154,6 +154,29 @@ async def test_declaration_that_would_store_readings_twice_is_refused(
     await at_start(shared_url, declared("temperature"))
 
 
+async def test_column_does_not_begin_before_readings_that_are_stored(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """Such a reading, posted again, would be stored twice. What is there stays there."""
+    await operator.execute(
+        """insert into readings select '2026-01-01 12:00+0', 'd', metric, 1
+        from unnest(array['temperature', 'cpu.idle,cpu=cpu0', 'other']) metric
+        union all values (timestamptz 'infinity', 'd', 'temperature', 1.0)"""
+    )
+    at_us = 1_767_268_800_000_000
+    for tables, column in (
+        (declared("temperature", since_us=at_us), '"temperature" of "climate"'),
+        (Tables([CPU]), '"idle" of "cpu"'),
+    ):
+        with pytest.raises(WriteFailed, match=f"column {column} is to begin at") as failed:
+            await at_start(shared_url, tables)
+        assert "until 2026-01-01T12:00:00Z" in failed.value.message
+    after = declared("temperature", "noise", since_us=at_us + 1)
+    await at_start(shared_url, after)
+    await operator.execute("insert into readings values ('2026-01-02+0', 'd', 'temperature', 2)")
+    await at_start(shared_url, after)  # another value of a moment that has a row
+
+
 async def test_table_of_somebody_else_is_taken_once_its_comments_say_so(
     operator: asyncpg.Connection,
 ) -> None:

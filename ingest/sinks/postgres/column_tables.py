@@ -16,7 +16,7 @@ from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
 from ingest.model.moments import form_of_table
-from ingest.model.tables import ALL_READINGS, ColumnTable
+from ingest.model.tables import ALL_READINGS, ColumnTable, Tables
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.column_statements import SERIES_ENDING
 from ingest.sinks.postgres.schema import ColumnTarget, OnMade, TargetTable, literal, look, quoted
@@ -49,6 +49,14 @@ select c.relkind = 'p' as by_time, to_regclass($2) is not null as device_index,
              where a.attrelid = c.oid and a.attname = any ($3::text[])
              order by array_position($3::text[], a.attname::text)) as collations
 from pg_class c where c.oid = to_regclass($1)"""
+# The newest reading of each metric, of some of the newest since a time.
+_NEWEST = """
+select metric, (extract(epoch from max(ts)) * 1000000)::int8 as newest_us from (
+    select ts, metric from {readings} r
+    where ts >= 'epoch'::timestamptz + $1 * interval '1 us' and ts < 'infinity'
+    order by ts desc limit 200000) r
+group by metric order by 2 desc, 1"""
+_FAULTS_TOLD = 3
 _VIEW = """
 select c.relkind::text as kind, coalesce(obj_description(c.oid, 'pg_class'), '') as comment
 from pg_class c where c.oid = to_regclass($1)"""
@@ -71,12 +79,23 @@ async def fault(
 
     `readings` is the table with its schema. Without tables nothing is asked.
     """
-    faults = list[str]()
+    faults, new = list[str](), list[ColumnTable]()
     declared = {table.name for table in tables}
     for table in tables:
         target = ColumnTarget(readings.schema, form_of_table(table))
         rows = await connection.fetch(_COMMENTS, target.name, table.columns)
-        faults += _comment_faults(target, table, {row["name"]: row["comment"] for row in rows})
+        comments = {row["name"]: row["comment"] for row in rows}
+        faults += _comment_faults(target, table, comments)
+        missing = [
+            each
+            for each in zip(table.columns, table.since_us, strict=True)
+            if each[0] not in comments
+        ]
+        if missing:
+            columns, since_us = zip(*missing, strict=True)
+            new.append(table._replace(columns=columns, since_us=since_us))
+    if new:
+        faults += await _stored_before(connection, readings, new)
     for row in await connection.fetch(_READ_BY, view_name(readings).name) if tables else ():
         name = row[0]
         if name not in declared and name != readings.table:
@@ -86,6 +105,31 @@ async def fault(
                 f"view {view_name(readings).name} if you mean it"
             )
     return "; ".join(faults)
+
+
+async def _stored_before(
+    connection: Connection, readings: TargetTable, new: Sequence[ColumnTable]
+) -> list[str]:
+    """Return why these columns, which are not there yet, may not begin when they are declared to.
+
+    Only the newest readings are looked at.
+    """
+    if not await connection.fetchval("select to_regclass($1) is not null", readings.name):
+        return []
+    least_us = min(since_us for table in new for since_us in table.since_us)
+    rows = await connection.fetch(_NEWEST.format(readings=readings.source), least_us)
+    homes, faults = Tables(new), list[str]()
+    for row in rows:
+        home = homes.home(row["metric"])
+        if home is not None and row["newest_us"] >= home.since_us:
+            column = home.table.columns[home.column]
+            faults.append(
+                f"{readings.name} has readings of {literal(row['metric'])} until "
+                f"{rfc3339_or_us(row['newest_us'])}, and column {quoted(column)} of "
+                f"{quoted(home.table.name)} is to begin at {rfc3339_or_us(home.since_us)}: they "
+                "would be stored twice if they were posted again; declare a later `since`"
+            )
+    return faults[:_FAULTS_TOLD]
 
 
 def _comment_faults(
