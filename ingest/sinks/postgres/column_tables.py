@@ -42,7 +42,7 @@ join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
 join pg_class c on c.oid = d.refobjid and c.oid <> r.ev_class
 where r.ev_class = to_regclass($1) order by 1"""
 _READINGS = """
-select c.relkind = 'p' as by_time, to_regclass($2) is not null as device_index,
+select to_regclass($2) is not null as device_index,
        array(select format('%I.%I', n.nspname, l.collname)
              from pg_attribute a join pg_collation l on l.oid = a.attcollation
              join pg_namespace n on n.oid = l.collnamespace
@@ -229,7 +229,7 @@ async def _create(
     """Make a table like `readings`: partitioned if it is, with an index for devices if it has."""
     like = await _like(connection, readings)
     plain = TargetTable(target.schema, target.table)
-    first = await partitions(plain) if like["by_time"] else None
+    first = await partitions(plain)
     statement = create_statement(target, like["collations"], by_time=first is not None)
     await connection.execute(statement)
     done = [f"made the table {target.name}"]
