@@ -352,7 +352,7 @@ async def make_column_tables(
                 async def partitions(target: TargetTable) -> schema.OnMade | None:
                     return await first_partitions(connection, span, ahead, target)
 
-                if may_make:
+                if may_make and tables:
                     await column_tables.apply(connection, readings, tables, partitions=partitions)
     except StartError as error:
         get_logger("schema").warning("table_not_made", why=str(error))
