@@ -47,6 +47,7 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.reading import INVALID, JSON, Letter, Reading
+from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.pages.json import Readings
 from ingest.receiver.posts import Plan
 from ingest.receiver.senders import Account, KnownSender, Rates
@@ -239,12 +240,10 @@ class Pipeline:
         return SimpleNamespace(plan=Plan(*said))
 
     async def _put(self, body: Any, ack: str, form: Format, size_bytes: int) -> Kept:
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+        posts, received_s = self.endpoint.posts, monotonic_s()
         if self._tasks.broken:
             raise Broken("a part of the pipeline has died: the log says which")
         core, waiting = self.core, _Waiting()
-        posts, received_s = core.endpoint.posts, monotonic_s()
         try:
             request = Request(self._head(posts.ack_of(ack), form), NOBODY, waiting, body)
             await posts.plain_bodies.loop_share.wait(size_bytes)
@@ -262,6 +261,13 @@ class Pipeline:
         if "code" in said:  # the disk has failed
             raise _error_of(Refused(said["code"], said["detail"]))
         return Kept(said["accepted"], said["dead_lettered"], said["ack"], said["errors"])
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The receiver. Raises RuntimeError in another loop, and before the pipeline is entered."""
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+        return self.core.endpoint
 
     # What it says of itself
 
