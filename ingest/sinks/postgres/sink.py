@@ -43,7 +43,7 @@ class SinkPostgres(CheckedConnection):
 
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
-        batch = by_table(tuples, rows)
+        batch = await by_table(tuples, rows)
         try:
             stored = await self._write(batch, idempotent=idempotent)
         except WriteFailed as failed:
@@ -166,7 +166,7 @@ class SinkPostgres(CheckedConnection):
         """
         found: dict[TableForm | None, list[TableRows]] = {}
         for row in rows:
-            (each,) = by_table([row], 1)
+            (each,) = await by_table([row], 1)
             found.setdefault(each.form, []).append(each)
         if like_stored:
             for form in [*found] or READINGS_ONLY:
