@@ -128,9 +128,9 @@ async def _stored_before(
             column = quoted(home.table.columns[home.column])
             return [
                 f"column {column} of {quoted(home.table.name)} is to begin at "
-                f"{rfc3339_or_us(home.since_us)} (tables_file), but {readings.name} has readings of "
-                f"{literal(row['metric'])} until {rfc3339_or_us(row['newest_us'])}: posted again, "
-                "they would be stored twice; declare a later `since`"
+                f"{rfc3339_or_us(home.since_us)} (tables_file), but {readings.name} has readings "
+                f"of {literal(row['metric'])} until {rfc3339_or_us(row['newest_us'])}: "
+                "posted again, they would be stored twice; declare a later `since`"
             ]
     return []
 
