@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from ingest.app.database import late_of_tables, partitions_ahead
-from ingest.app.housekeeping import METRICS, RETENTION_WAITS, Housekeeping
+from ingest.app.housekeeping import METRICS, PARTITIONS_END, RETENTION_WAITS, Housekeeping
 from ingest.cli.doctor.checks import partition_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres import schema
@@ -116,7 +117,16 @@ async def test_each_table_has_partitions_ahead_and_its_own_old_ones_leave(
     assert (declared["table"], declared["partitions"]) == ("public.climate", 10)
     details = [each.detail for each in await partition_checks(settings, shared_url)]
     assert [each.startswith("climate: ") for each in details] == [False, True]
+    # Where a job does it, the service says which table has few left
+    for each in (await partitions(both, "climate"))[-6:]:
+        await both.execute(f"drop table {each.name}")
+    housekeeping = Housekeeping(replace(settings, housekeeping=False), lambda: shared_url)
+    async with running(housekeeping):
+        while housekeeping.trouble().cause != PARTITIONS_END:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert housekeeping.trouble().details == "few are left of public.climate"
     # A table that is damaged delays nothing of the others
+    assert (await here("housekeeping", "run", *words)).code == 0
     await both.execute(f"drop table readings_{last.name.split('_')[1]}")
     await both.execute("drop table ingest_housekeeping_climate")
     housekeeping = Housekeeping(settings, lambda: shared_url)
@@ -124,7 +134,12 @@ async def test_each_table_has_partitions_ahead_and_its_own_old_ones_leave(
         while not housekeeping.failed:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert "ingest_housekeeping_climate has no entry" in housekeeping.trouble().details
+        assert "`ingest schema adopt --table-name climate --yes`" in housekeeping.trouble().details
         assert len(await partitions(both, "readings")) == 10
+        assert (await here("schema", "adopt", "--table-name", "climate", "--yes", *words)).code == 0
+    assert "nothing was due" in (await here("housekeeping", "run", *words)).stdout
+    status = json.loads((await here("housekeeping", "status", "--json", *words)).stdout)
+    assert status["declared"][0]["partitions_ours"] == 10
 
 
 async def test_late_rows_of_a_declared_table_get_its_partitions(
