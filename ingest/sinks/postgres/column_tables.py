@@ -34,13 +34,14 @@ from pg_attribute a where a.attrelid = to_regclass($1) and a.attnum > 0 and not 
   and (a.attname = any ($2::text[])
        or starts_with(col_description(a.attrelid, a.attnum), 'iot-ingest: since '))
 order by a.attnum"""
-# The tables that a view reads.
+# The tables that our view reads; $2 is how its comment begins.
 _READ_BY = """
 select distinct c.relname::text from pg_rewrite r
 join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
      and d.refclassid = 'pg_class'::regclass
 join pg_class c on c.oid = d.refobjid and c.oid <> r.ev_class
-where r.ev_class = to_regclass($1) order by 1"""
+where r.ev_class = to_regclass($1) and starts_with(obj_description(r.ev_class, 'pg_class'), $2)
+order by 1"""
 _READINGS = """
 select to_regclass($2) is not null as device_index,
        array(select format('%I.%I', n.nspname, l.collname)
@@ -67,6 +68,10 @@ def comment_of(since_us: int) -> str:
     return f"{SINCE}{rfc3339_or_us(since_us)}"
 
 
+def _mark_of(readings: TargetTable) -> str:
+    return f"{VIEW_MARK}{readings.name} "
+
+
 def view_name(readings: TargetTable) -> TargetTable:
     """Return the name of the view of all readings, beside the table."""
     return readings._replace(table=ALL_READINGS)
@@ -77,7 +82,7 @@ async def fault(
 ) -> str:
     """Return why nothing may be written with these declarations, or an empty string.
 
-    `readings` is the table with its schema. Without tables nothing is asked.
+    `readings` is the table with its schema.
     """
     faults, new = list[str](), list[ColumnTable]()
     declared = {table.name for table in tables}
@@ -96,13 +101,13 @@ async def fault(
             new.append(table._replace(columns=columns, since_us=since_us))
     if new:
         faults += await _stored_before(connection, readings, new)
-    for row in await connection.fetch(_READ_BY, view_name(readings).name) if tables else ():
-        name = row[0]
+    view = view_name(readings).name
+    for (name,) in await connection.fetch(_READ_BY, view, _mark_of(readings)):
         if name not in declared and name != readings.table:
             faults.append(
                 f"table {quoted(name)} is not declared any more (tables_file): its readings would "
                 "be stored a second time if they were posted again; declare it again, or drop the "
-                f"view {view_name(readings).name} if you mean it"
+                f"view {view} if you mean it"
             )
     return "; ".join(faults)
 
@@ -270,10 +275,10 @@ async def _make_view(
     """Make the view of all readings, or make it anew if the tables have changed."""
     view = view_name(readings).name
     selects = _selects(readings, tables, (await _like(connection, readings))["collations"][1])
-    mark = f"{VIEW_MARK}{readings.name} {hashlib.sha256(selects.encode()).hexdigest()[:12]}"
+    mark = f"{_mark_of(readings)}{hashlib.sha256(selects.encode()).hexdigest()[:12]}"
     found = await connection.fetchrow(_VIEW, view)
     if found is not None:
-        ours = found["kind"] == "v" and found["comment"].startswith(f"{VIEW_MARK}{readings.name} ")
+        ours = found["kind"] == "v" and found["comment"].startswith(_mark_of(readings))
         if not ours:
             raise StartError(f"{view} is there, and no view of ours: give it another name")
         if found["comment"] == mark:
