@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 101,
     "ingest/writer": 601,
     "ingest/years": 2104,
-    "tests": 47264,
+    "tests": 47265,
     "loadgen": 4533,
-    "benchmarks": 2650,
+    "benchmarks": 2651,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
