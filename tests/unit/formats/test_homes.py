@@ -313,7 +313,7 @@ def test_values_of_one_moment_are_one_row(name: str, items: list[Item], tables: 
     assert sum(run.rows for run in in_tables) == len(of_plain_tables)
 
 
-@pytest.mark.parametrize("name", WRITTEN.keys() - {"lines"})
+@pytest.mark.parametrize("name", WRITTEN)
 def test_no_slice_ends_within_a_moment(name: str) -> None:
     """A large post is read in slices. Two rows of one moment would be in conflict in the table."""
     write, read, _ = WRITTEN[name]
