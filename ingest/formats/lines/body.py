@@ -25,7 +25,7 @@ from ingest.formats.lines.careful import (
 )
 from ingest.formats.lines.fast import ONE_BYTES_MAX, Columns, Lines, many, one
 from ingest.formats.lines.keys import KEPT_KEYS, UNREADABLE, Keys, Naming
-from ingest.formats.lines.moments import PlacedLines, after_moment, place_lines
+from ingest.formats.lines.moments import PlacedLines, end_of_slice, place_lines
 from ingest.formats.moments import each_of
 from ingest.formats.post import Decoded, Points, Post, finished
 from ingest.model.block import PG_EPOCH_US, Block
@@ -149,7 +149,7 @@ class _BodyReader:
                 if not stop:
                     raise line_too_large()
             if self._post.post.rules.tables:
-                stop = after_moment(body, stop)
+                stop = end_of_slice(body, at, stop)
             at = yield from self._slice(body, at, stop)
         return self.points()
 
@@ -235,6 +235,7 @@ class _BodyReader:
         if rows:
             times_pg_us = [read.ts_us - PG_EPOCH_US] * rows
             self._built.add(times_pg_us, read.names, read.values, [line.number] * rows, read.ts_us)
+            yield from self._built.place()
         self._check()
         return at
 

@@ -18,11 +18,12 @@ from msgspec import Struct
 
 from ingest.formats.lines.fast import DOUBTS, NO_MARKS, Columns, Lines, values_of
 from ingest.formats.lines.keys import LineKind, Named
-from ingest.formats.moments import Items, picked, place_items
+from ingest.formats.moments import METRICS_MAX, Items, picked, place_items
 from ingest.formats.post import EXACT_MAX, Post
 from ingest.model.placed_rows import PlacedRows
 from ingest.model.tables import Homes, Tables
 
+LINES_MAX = 1_000  # of a slice: a row with COLUMNS_MAX takes 3 us
 MOMENT_BYTES_MAX = 8 * 1024  # a slice gets so many more
 GROUPS_MAX = 64  # of lines of a slice, each with other fields
 _NUMBERS = b"0123456789.-"
@@ -180,7 +181,8 @@ def _groups(lines: Lines, first: int) -> Iterator[Group]:
 def _joined(lines: Lines) -> tuple[list[bytes], dict[int, list[int]]]:
     """Return the fields of each line; lines of one key and time become the first one of them.
 
-    Of such a line also returns the line of each field. The others have no fields then.
+    Of such a line also returns the line of each field. The others have no fields then. Raises
+    KeyError if a moment has too many.
     """
     texts = lines.fields
     moments = [*zip(lines.keys, lines.times.pg_us, strict=True)]
@@ -194,6 +196,8 @@ def _joined(lines: Lines) -> tuple[list[bytes], dict[int, list[int]]]:
         if place != line:
             owners = joined.setdefault(place, [place] * texts[place].count(b"="))
             owners += [line] * texts[line].count(b"=")
+            if len(owners) > METRICS_MAX:
+                raise KeyError(len(owners))
             texts[place] += b"," + texts[line]
             texts[line] = b""
     return texts, joined
@@ -263,11 +267,17 @@ def _numbers(joined: bytes, suffixes: list[bytes], lines: int) -> list[float] | 
     return [number + 0.0 for number in numbers] if b"-0" in joined else numbers
 
 
-def after_moment(body: bytes, stop: int) -> int:
-    """Move the end of a slice behind the lines of its last tags and time, if they are few.
+def end_of_slice(body: bytes, at: int, stop: int) -> int:
+    """Move the end of a slice so that it has no more lines than a step may have rows.
 
-    So they become one row. Where they are in two slices, the table has a row in conflict.
+    It also moves behind the lines of the last tags and time, if they are few: they become one row.
+    Where they are in two slices, the table has a row in conflict.
     """
+    while body.count(b"\n", at, stop) > LINES_MAX:
+        half = body.rfind(b"\n", at, (at + stop) // 2) + 1
+        if not half:
+            break  # the first line is long, and the others are short
+        stop = half
     most = min(stop + MOMENT_BYTES_MAX, len(body))
     last = _moment(body[body.rfind(b"\n", max(0, stop - MOMENT_BYTES_MAX), stop - 1) + 1 : stop])
     while stop < most:
