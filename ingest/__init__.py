@@ -38,8 +38,9 @@ The main files of each folder:
     MAIN HOUSE
     cli/            commands finds a command; serve, and one file or folder for each other one
     web/            handlers: the pages of the data port in an app of aiohttp, of somebody else
-    app/            makes and connects the parts: process (start, stop, last line), service =
-                    receiving + writing; health, space, housekeeping, metrics_and_causes, annexes
+    app/            makes and connects the parts: pipeline/ (core = receiving + writing; it is
+                    also for programs of others), service (the core with ports), process (start,
+                    stop, last line); health, space, housekeeping, metrics_and_causes, annexes
     admin/          the admin port: port, exposition (/metrics), guard, dashboard/ (and its page/)
     receiver/       endpoint (the data port), posts (the way from a request to its answer), pages/
                     (what json, lines and mapped say differently), keeping and small_posts (keep
@@ -49,11 +50,12 @@ The main files of each folder:
     http/           listener, connections (all of a port), connection (one), clients, framer, tls;
                     rounds (of the event loop), bodies, request_and_answer, routes
     formats/        media_types (their list), post (what all share); json/, lines/ and mapped/: each
-                    body, then the fast or the careful way; block_builder (rows); messagepack, senml
+                    body, then the fast or the careful way; block_builder (rows); messagepack,
+                    senml; objects (of Python)
     buffers/        memory, waiting (for room), frames; journal/ (the same with files on the disk)
     writer/         writer, batch, database_state (may batches be written?), refused_rows
     sinks/          postgres/: sink, connection, statements, sqlstate, schema, lookup;
-                    housekeeping/ (partitions of today and of coming days)
+                    housekeeping/ (partitions of today and of coming days); memory_table (for tests)
     embedded/       a PostgreSQL of our own; server_process starts and watches any server program
     http_client/    posts to the servers of others: client, delivery (until it is taken)
     config/         settings (each declared once), and where their values come from
@@ -64,4 +66,43 @@ The main files of each folder:
 tests/house/layout.py has the rules, tests/house/test_layout.py checks them.
 """
 
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ingest.app.pipeline.core import Drained
+    from ingest.app.pipeline.pipeline import Kept, Pipeline
+    from ingest.dead_letters.store import Selection
+    from ingest.model.errors import (
+        Broken,
+        BufferFull,
+        ConfigError,
+        IngestError,
+        Refused,
+        StartError,
+        Stopping,
+    )
+
 __version__ = "1.0.0"
+__all__ = [
+    "Broken",
+    "BufferFull",
+    "ConfigError",
+    "Drained",
+    "IngestError",
+    "Kept",
+    "Pipeline",
+    "Refused",
+    "Selection",
+    "StartError",
+    "Stopping",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Return a name of the library; its first use loads it, so that commands start quickly."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ingest' has no attribute {name!r}")
+    from ingest.app.pipeline import pipeline  # noqa: PLC0415
+
+    return getattr(pipeline, name)

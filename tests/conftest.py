@@ -27,6 +27,7 @@ from ingest.roles.embedded_broker import EmbeddedBroker, find_program
 from ingest.roles.nats import streams
 from ingest.roles.nats.protocol import DEAD_LETTERS
 from ingest.sinks.postgres import schema
+from ingest.system import logs
 from ingest.system.files import filesystem_of, is_volatile
 from ingest.system.state_folder import StateFolder
 from tests.support import measuring, tcp_ports
@@ -112,6 +113,7 @@ def _fresh_logs() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    logs.is_of_program = False
     root.handlers[:] = handlers
     root.setLevel(level)
 

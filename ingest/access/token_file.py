@@ -27,7 +27,9 @@ from ingest.system.logs import Occasionally, get_logger
 
 LOOK_S = 0.1  # so often it is looked whether the file has changed
 CHANGING_LOOKS_MAX = 5  # then it is read, even if it changes at each look
-SLICE_S = 0.002  # a token takes 5 to 10 us
+# A token takes 5 to 10 us. Between two slices the loop pauses as long. If it went on at once, the
+# journal's thread would get no interpreter lock (see SWITCH_S), and posts waited up to 0.5 s.
+SLICE_S = 0.002
 FILE_BYTES_MAX = 64 * 1024**2
 SAID_EVERY_S = 60.0  # while the file cannot be used
 SOON_US = 14 * 86_400_000_000  # before a token ends, the log says so, once a day
@@ -170,11 +172,11 @@ class TokenFile:
 
 
 async def _in_slices(steps: Iterator[None]) -> None:
-    """Take all steps; let the event loop do its other work after each SLICE_S."""
+    """Take all steps; let the event loop and other threads do their work after each SLICE_S."""
     since_s = monotonic_s()
     for _ in steps:
         if monotonic_s() - since_s > SLICE_S:
-            await asyncio.sleep(0)
+            await asyncio.sleep(SLICE_S)
             since_s = monotonic_s()
 
 

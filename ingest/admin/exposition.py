@@ -64,15 +64,16 @@ class Exposition(Collector):
 
     If a process is replaced, the next one has the same name, and its counters begin at 0: for
     Prometheus that is a restart. A series of a gauge that has ended is 0 from then on: if it
-    vanished, an alert could not resolve.
+    vanished, an alert could not resolve. `has_runtime`: with what Python says of this process.
     """
 
-    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
+    def __init__(self, shown: Callable[[], Iterable[Shown]], *, has_runtime: bool = True) -> None:
         self._shown = shown
         self._seen: dict[tuple[str, str], set[Any]] = {}  # labels, by process and metric
         self._runtime = CollectorRegistry(auto_describe=False)
-        PlatformCollector(registry=self._runtime)
-        GCCollector(registry=self._runtime)
+        if has_runtime:
+            PlatformCollector(registry=self._runtime)
+            GCCollector(registry=self._runtime)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -15,7 +15,7 @@ from ingest.admin.exposition import Exposition
 from ingest.admin.guard import Guard
 from ingest.admin.port import Actions, Admin
 from ingest.app.annexes import annexes
-from ingest.app.database import housekeeping_url, late_partitions, make_sink
+from ingest.app.database import make_replay_sink
 from ingest.app.metrics_and_causes import own_metrics
 from ingest.app.post_rules import make_rules
 from ingest.config.declared_tables import make_tables
@@ -119,12 +119,8 @@ class AdminSide:
     def database(self, url: DatabaseUrl, known: KnownServer) -> None:
         """Set what returns the database's URL, and what the writers know of the server."""
         settings = self._settings
-        self._sink = lambda: make_sink(
-            url,
-            settings,
-            name="iot-ingest dashboard replay",
-            known=known,
-            late=late_partitions(settings, housekeeping_url(settings, url), eager=True),
+        self._sink = lambda: make_replay_sink(
+            url, settings, name="iot-ingest dashboard replay", known=known
         )
         curves = (each.rolled_curve() for each in annexes() if each.rolled_curve is not None)
         self._lookup = Lookup(

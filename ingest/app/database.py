@@ -13,7 +13,11 @@ from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
+from ingest.sinks.postgres.housekeeping.known_partitions import (
+    KnownPartitions,
+    LateLimit,
+    PartitionsOfTables,
+)
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
 from ingest.sinks.postgres.schema import TargetTable
@@ -53,7 +57,7 @@ def make_sink(
     name: str = "iot-ingest",
     known: KnownServer | None = None,
     on_checked: Callable[[str], None] | None = None,
-    late: KnownPartitions | None = None,
+    late: PartitionsOfTables | None = None,
 ) -> SinkPostgres:
     """Return a sink that connects to `url` at its first use; see CheckedConnection."""
     sink = SinkPostgres(
@@ -74,6 +78,15 @@ def housekeeping_url(settings: Settings, url: DatabaseUrl) -> DatabaseUrl:
     return RereadUrl(settings, "housekeeping_url") if settings.housekeeping_url else url
 
 
+def make_replay_sink(
+    url: DatabaseUrl, settings: Settings, *, name: str, known: KnownServer | None = None
+) -> SinkPostgres:
+    """Return a sink for a replay by hand, which may need partitions for late readings."""
+    sink = make_sink(url, settings, name=name, known=known)
+    sink.late = late_of_tables(settings, housekeeping_url(settings, url), eager=True)
+    return sink
+
+
 def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
     """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
     return PartitionsAhead(
@@ -89,21 +102,25 @@ def late_limit() -> LateLimit:
     return LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
 
 
-def late_partitions(
-    settings: Settings, url: DatabaseUrl, *, eager: bool = False
-) -> KnownPartitions:
+def late_partitions(settings: Settings, url: DatabaseUrl, target: TargetTable) -> KnownPartitions:
     """Return what knows the partitions for readings that find none; an annex makes some, too.
 
     `url` is that of the owner.
     """
     for each in annexes():
         if each.late_partitions is not None:
-            return each.late_partitions(settings, url, eager)
+            return each.late_partitions(settings, url, target)
     return KnownPartitions(
         url,
         timeouts(settings),
         span=settings.partition_span,
-        target=make_target(settings),
+        target=target,
         limit=late_limit(),
-        eager=eager,
     )
+
+
+def late_of_tables(
+    settings: Settings, url: DatabaseUrl, *, eager: bool = False
+) -> PartitionsOfTables:
+    """Return the same for `readings` and all declared tables."""
+    return PartitionsOfTables(lambda target: late_partitions(settings, url, target), eager=eager)

@@ -56,6 +56,13 @@ def own_metrics(ledger: Ledger) -> exposition.Exposition:
     return exposition.of_one(__version__, lambda: values_of(ledger))
 
 
+def library_metrics(ledger: Ledger) -> exposition.Exposition:
+    """Return the same for the registry of a program, which has those of the process itself."""
+    return exposition.Exposition(
+        lambda: [exposition.Shown("", __version__, values_of(ledger), None)], has_runtime=False
+    )
+
+
 OF_PROCESSES = {
     "starting": causes.Cause(
         "the table has not been checked yet",

@@ -44,24 +44,21 @@ EXIT_OK, EXIT_BROKEN, EXIT_LOST = 0, 1, 3  # of all that run until a signal
 TASKS_S_MAX = 5.0  # until all tasks have ended
 
 
-class Process:
-    """One process. Make it in the running event loop; then `run` it once.
+class Tasks:
+    """Tasks that end together, in the running event loop, and the two events that end them.
 
-    `announce` gets lines for a person. `told` gets the sums of the last line before it is said.
+    `name`: of the log. An unexpected error in one of them ends all.
     """
 
-    def __init__(self, name: str, announce: Callable[[str], None], notifier: Notifier) -> None:
+    def __init__(self, name: str) -> None:
         self.stopping = asyncio.Event()
         self.halted = asyncio.Event()
         self.broken = False  # a part has died
-        self.announce = announce
-        self.notifier = notifier
-        self.told: Callable[[Mapping[str, int]], None] = lambda _sums: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logs.get_logger(name)
 
     def guard(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task, which its owner ends. An unexpected error in it stops the process."""
+        """Start a task, which its owner ends. An unexpected error in it sets `stopping`."""
         return asyncio.create_task(self._root(work))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -78,6 +75,30 @@ class Process:
             self._log.critical("task_died", task=getattr(work, "__qualname__", ""), exc_info=True)
             self.broken = True
             self.stopping.set()
+
+    async def halt(self, within_s: float, abort: Callable[[], None] = lambda: None) -> None:
+        """Wait until somebody hastens the stop, at most so long; then set `halted`, and abort."""
+        await sleep_unless(self.halted, within_s)
+        self.halted.set()
+        abort()
+
+    async def wait_tasks(self) -> None:
+        """Wait until all tasks have ended, at most TASKS_S_MAX."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=TASKS_S_MAX)
+
+
+class Process(Tasks):
+    """One process. Make it in the running event loop; then `run` it once.
+
+    `announce` gets lines for a person. `told` gets the sums of the last line before it is said.
+    """
+
+    def __init__(self, name: str, announce: Callable[[str], None], notifier: Notifier) -> None:
+        super().__init__(name)
+        self.announce = announce
+        self.notifier = notifier
+        self.told: Callable[[Mapping[str, int]], None] = lambda _sums: None
 
     async def run(
         self,
@@ -111,17 +132,6 @@ class Process:
         if sums.get("lost"):
             return EXIT_LOST
         return EXIT_BROKEN if self.broken else EXIT_OK
-
-    async def halt(self, within_s: float, abort: Callable[[], None] = lambda: None) -> None:
-        """Wait until somebody hastens the stop, at most so long; then set `halted`, and abort."""
-        await sleep_unless(self.halted, within_s)
-        self.halted.set()
-        abort()
-
-    async def wait_tasks(self) -> None:
-        """Wait until all tasks have ended, at most TASKS_S_MAX."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=TASKS_S_MAX)
 
 
 @contextlib.contextmanager

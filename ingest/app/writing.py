@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ingest.app.database import make_sink, make_target, partitions_ahead, timeouts
 from ingest.app.housekeeping import Housekeeping
-from ingest.app.process import Process
+from ingest.app.process import Tasks
 from ingest.app.space import Backlog, Waiting
 from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, hold_probe_s
@@ -105,27 +105,17 @@ class WritingHalf:
         on_away: Callable[[str], None],
         on_checked: Callable[[str], None],
     ) -> bool:
-        """Make the sinks; try until the table has been checked, and make it if it is missing.
+        """Make the sinks, unless `sinks` has some; try until the table has been checked.
+
+        A table that is missing is made.
 
         `on_away` is called with the error of each try while the server is away, `on_checked` with
         the URL after each good check, also later. Once posts are taken no check ends the process.
         Returns True if `start` may follow; writes may be paused then. Returns False if nothing will
         be written, because the process stops or must not start (`refusal`).
         """
-        housekeeping = self.housekeeping = Housekeeping(
-            self._settings, url, disk_free_bytes=self._disk_free_bytes
-        )
-        self.sinks += [
-            make_sink(
-                url,
-                self._settings,
-                name=f"iot-ingest writer {number}",
-                known=self.known,
-                on_checked=on_checked,
-                late=housekeeping.late,
-            )
-            for number in range(self._settings.writers)
-        ]
+        if not self.sinks:
+            self._make_sinks(url, on_checked)
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
@@ -157,6 +147,22 @@ class WritingHalf:
             self.first_try.set()
         return self.checked
 
+    def _make_sinks(self, url: DatabaseUrl, on_checked: Callable[[str], None]) -> None:
+        housekeeping = self.housekeeping = Housekeeping(
+            self._settings, url, disk_free_bytes=self._disk_free_bytes
+        )
+        self.sinks += [
+            make_sink(
+                url,
+                self._settings,
+                name=f"iot-ingest writer {number}",
+                known=self.known,
+                on_checked=on_checked,
+                late=housekeeping.late,
+            )
+            for number in range(self._settings.writers)
+        ]
+
     async def _make_table(self, url: str) -> bool:
         settings = self._settings
         return await make_table(
@@ -169,7 +175,8 @@ class WritingHalf:
 
     async def _make_column_tables(self, url: str) -> None:
         settings = self._settings
-        if tables := make_tables(settings).all:
+        tables = make_tables(settings).all
+        try:
             await make_column_tables(
                 url,
                 self.known.target,
@@ -179,6 +186,9 @@ class WritingHalf:
                 span=settings.partition_span,
                 ahead=partitions_ahead(settings),
             )
+        except WriteFailed as failure:
+            if tables or failure.reason == TABLES:  # a look that nobody waits for may fail
+                raise
 
     async def _try_later(self) -> None:
         self.first_try.set()
@@ -228,7 +238,7 @@ class WritingHalf:
     def start(
         self,
         dead_letters: DeadLetters,
-        process: Process,
+        tasks: Tasks,
         replayed: Callable[[float], ReplaySource],
         inlet: Inlet,
     ) -> None:
@@ -236,12 +246,12 @@ class WritingHalf:
 
         `replayed` and `inlet`: see make_replayer.
         """
-        self._tasks = [process.spawn(each.run()) for each in self.make_writers(dead_letters)]
+        self._tasks = [tasks.spawn(each.run()) for each in self.make_writers(dead_letters)]
         if self.housekeeping is not None:
-            process.spawn(self.housekeeping.run(self.halted))
+            tasks.spawn(self.housekeeping.run(self.halted))
         if self._settings.dlq_auto_replay:
             replayer = self.make_replayer(replayed, inlet)
-            process.spawn(replayer.run(process.stopping))
+            tasks.spawn(replayer.run(tasks.stopping))
 
     def release_hold(self, dead_letter: bool) -> bool:
         """Try now; with `dead_letter` dead-letter the rows that the database refuses.

@@ -19,10 +19,12 @@ from ingest.cli.context import database
 from ingest.cli.parser import JSON, Command, Ending
 from ingest.config.declared_tables import PRESETS, column_fault, is_ours, make_tables
 from ingest.config.loading import Loaded
-from ingest.model.moments import COLUMNS_MAX
+from ingest.model.moments import COLUMNS_MAX, form_of_table
 from ingest.model.tables import VALUE, ColumnTable, Tables, measurement_of
+from ingest.sinks.postgres.column_tables import create_statement
 from ingest.sinks.postgres.connection import as_start_error, connected
 from ingest.sinks.postgres.lookup import metrics_together
+from ingest.sinks.postgres.schema import ColumnTarget
 from ingest.system.clock import rfc3339, unix_us
 from ingest.system.words import duration
 
@@ -31,6 +33,7 @@ VALUES_MIN = 2.0  # of a row, on average: rows with one value cost more than tho
 FEW = 1_000  # readings that tell little
 BYTES_NARROW, BYTES_COLUMNS = (140, 220), (20, 45)  # of a reading with its key, docs/tables.md
 PLAIN = "sensors"  # the name of a table of metrics
+C_ORDER = 'pg_catalog."C"'  # the collation of names in a table that we have made
 _HOUR_US = 3_600_000_000
 _SOON_US = _HOUR_US // 6  # to look at the file, and to restart
 
@@ -152,16 +155,23 @@ async def _suggest(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     found = suggestions(seen, known, settings.table_name, since_us)
     span = duration(max((row["age_s"] for row in rows), default=0))
     said = _words(found, total, f"{total:,} readings of the last {span}")
+    schema, by_time = settings.table_schema, settings.partition_span != "none"
+    targets = [ColumnTarget(schema, form_of_table(each.table)) for each in found]
+    sql = [f"{create_statement(each, 2 * [C_ORDER], by_time=by_time)};" for each in targets]
     document = {
         "readings": total,
         "tables": [
             {**_described(table), "readings": readings, "rows": rows}
             for table, readings, rows in found
         ],
+        "sql": sql,
         "said": said,
     }
     wrapped = TextWrapper(98, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-    text = "\n".join([*map(wrapped.fill, said), "", file_text(found)])
+    made = ["The service makes the tables at its start, or `ingest schema apply` does:", *sql]
+    text = "\n".join(
+        [*map(wrapped.fill, said), "", file_text(found), *map(wrapped.fill, made if found else [])]
+    )
     return Ending(document, text.strip(), 0 if found else 1)
 
 

@@ -26,6 +26,7 @@ from ingest.config.values import (
     forward_names,
     host_names,
     moment_us,
+    nearest,
     networks,
     shown,
     split_broker_url,
@@ -46,14 +47,18 @@ def load(
     *,
     toml_path: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-    flags: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Read all origins and check every bound. Raises ConfigError with the setting and its origin.
 
-    An empty variable of the environment counts as unset; an empty flag does not.
+    An empty variable of the environment counts as unset; an empty flag does not. Flags are texts,
+    or have the type of their setting.
     """
     known = {each.name: each for each in fields(Settings)}
-    raw = gather(known, toml_path, environ, flags or {})
+    flags = flags or {}
+    for unknown in flags.keys() - known:
+        raise ConfigError(f"there is no setting {unknown!r}{nearest(unknown, known)}")
+    raw = gather(known, toml_path, environ, flags)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
     for name, (value, origin) in raw.items():

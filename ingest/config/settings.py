@@ -216,7 +216,7 @@ class Settings:
         20_000, "largest batch, reached when many readings wait", within=(1, 1_000_000)
     )
     batch_linger_s: float = setting(
-        0.02,
+        0.1,
         "a batch that no post waits for closes this long after its first reading",
         within=(0, 10),
     )

@@ -268,7 +268,7 @@ def _section_fault(run: RowRun) -> str:
         if not values:
             return "a row in it has no value"
         at, rows, readings = end, rows + 1, readings + values
-    is_right = (at, rows, readings) == (len(data), run.rows, run.readings)
+    is_right = rows > 0 and (at, rows, readings) == (len(data), run.rows, run.readings)
     return "" if is_right else "its bytes are not as many rows as it says"
 
 

@@ -1,6 +1,7 @@
 """Structured logs on standard error, and a limiter for lines that repeat.
 
-For programs a line is JSON. For a person at a terminal it is a text, with colours.
+For programs a line is JSON. For a person at a terminal it is a text, with colours. In a program of
+others the lines are records of `logging`, below the logger `ingest`: that program decides.
 Promises: an event is one line, because control characters and line separators are escaped; only the
 traceback of a text is more. A broken standard error never breaks the service. Records of libraries
 have the same form; each kind comes at most once per period.
@@ -29,6 +30,7 @@ TEXT_CHARACTERS_MAX = 4_000
 LIBRARY_PERIOD_S = 10.0
 KEYS_MAX = 1_000
 
+is_of_program = False  # in a program of others, where lines are records of `logging`
 _COLOURS = {"warning": 33, "error": 31, "critical": 31}
 _PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)  # a value that needs no quotes
 # DEL, C1 controls, line and paragraph separators, marks that change the direction of the text. JSON
@@ -66,7 +68,25 @@ def configure(
 
 def get_logger(part: str = "") -> Any:
     """Return the logger of a part of the service: `log.warning("what_happened", key=value)`."""
-    return structlog.get_logger(part)
+    return _Part(part)
+
+
+class _Part:
+    """The logger of one part. Where its lines go is decided at each of them."""
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+
+    def __getattr__(self, method: str) -> Any:
+        if not is_of_program:
+            return getattr(structlog.get_logger(self._part), method)
+        log = getattr(logging.getLogger(f"ingest.{self._part}"), method)
+
+        def record(event: str, *, exc_info: Any = None, **values: Any) -> None:
+            shown = "".join(f" {_shown(key)}={_shown(value)}" for key, value in values.items())
+            log("%s%s", event, shown, exc_info=exc_info)
+
+        return record
 
 
 def _stamp(

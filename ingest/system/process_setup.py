@@ -30,7 +30,7 @@ SPARE_FILES = 256 + 128
 SWITCH_S = 0.0005
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
-_USUAL_S = sys.getswitchinterval()
+_usual_s = 0.0  # the interval without them
 _busy = 0  # contexts of `sharing_soon` that have been entered
 
 
@@ -65,7 +65,9 @@ def sharing_soon() -> Iterator[None]:
 
     For one thread, the event loop's. Several contexts may be open; they may end in any order.
     """
-    global _busy  # noqa: PLW0603  so is the interpreter's own interval
+    global _busy, _usual_s  # noqa: PLW0603  so is the interpreter's own interval
+    if not _busy:
+        _usual_s = sys.getswitchinterval()
     _busy += 1
     sys.setswitchinterval(SWITCH_S)
     try:
@@ -73,7 +75,7 @@ def sharing_soon() -> Iterator[None]:
     finally:
         _busy -= 1
         if not _busy:
-            sys.setswitchinterval(_USUAL_S)
+            sys.setswitchinterval(_usual_s)
 
 
 def handle_signals(stopping: asyncio.Event, halted: asyncio.Event) -> None:

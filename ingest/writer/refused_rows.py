@@ -161,10 +161,20 @@ def block_letters(blocks: list[Block], reason: str, code: str, message: str) -> 
 
 
 def sample_rows(blocks: Sequence[Block]) -> list[bytes]:
-    """Return a few encoded rows: of posts spread over all of them, and of the largest post."""
+    """Return a few encoded rows: of posts spread over all of them, and of the largest post.
+
+    Of each table there is one at least.
+    """
     largest = max(blocks, key=lambda block: block.rows)
     firsts = [_rows_of(block)[0] for block in _spread(blocks)]
-    return [run.part(start, end) for run, start, end in firsts + _spread(_rows_of(largest)[1:])]
+    sampled = firsts + _spread(_rows_of(largest)[1:])
+    forms = {run.form for run, _, _ in sampled}
+    for block in blocks:
+        for run in runs(block.tuples):
+            if run.form not in forms:
+                forms.add(run.form)
+                sampled.append((run, 0, run.offsets()[1]))
+    return [run.part(start, end) for run, start, end in sampled]
 
 
 def _rows_of(block: Block) -> list[tuple[RowRun, int, int]]:

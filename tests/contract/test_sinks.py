@@ -20,6 +20,7 @@ from ingest.model.causes import Verdict, WriteFailed
 from ingest.model.ports import Sink, Stored
 from ingest.model.reading import Reading
 from ingest.model.tables import ColumnTable, Tables
+from ingest.sinks.memory_table import MemoryTable
 from ingest.sinks.postgres import schema
 from tests.conftest import Server
 from tests.support.fake_sink import FakeSink
@@ -63,9 +64,14 @@ def shared_url(server: Server) -> Iterator[str]:
     server.drop(name)
 
 
-@pytest.fixture(
-    params=itertools.product(["copy", "insert", "fake"], ["plain", "columns"]), ids="-".join
+REFUSING = [*itertools.product(["copy", "insert", "fake"], ["plain", "columns"])]
+# Tests that need no refused row: also with the table in memory, which takes all.
+takes_all = pytest.mark.parametrize(
+    "subject", [*REFUSING, ("memory", "plain"), ("memory", "columns")], ids="-".join, indirect=True
 )
+
+
+@pytest.fixture(params=REFUSING, ids="-".join)
 async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncIterator[Subject]:
     """Give each sink in turn, on empty tables that refuse one value."""
     method, rows = request.param
@@ -77,6 +83,14 @@ async def subject(request: pytest.FixtureRequest, shared_url: str) -> AsyncItera
             return sorted(fake.table)
 
         yield Subject(fake, table, encoded)
+        return
+    if method == "memory":
+        memory = MemoryTable()
+
+        async def kept() -> list[Reading]:
+            return sorted(memory.rows)
+
+        yield Subject(memory, kept, encoded)
         return
     connection = await asyncpg.connect(shared_url)
     await connection.execute(
@@ -114,6 +128,7 @@ def with_refused(rows: list[Reading], *places: int) -> list[Reading]:
     ]
 
 
+@takes_all
 async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None:
     """When a write returns, all rows of its blocks are committed."""
     rows = readings(100)
@@ -123,6 +138,7 @@ async def test_fresh_rows_written_are_all_in_the_table(subject: Subject) -> None
     assert await subject.table() == sorted(rows)
 
 
+@takes_all
 async def test_unopened_sink_opens_itself_at_the_first_write(subject: Subject) -> None:
     """A call of `open` is not needed before."""
     assert await subject.sink.write(subject.encode(readings(1)), 1, idempotent=False) == Stored(
@@ -130,6 +146,7 @@ async def test_unopened_sink_opens_itself_at_the_first_write(subject: Subject) -
     )
 
 
+@takes_all
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_rows_written_twice_are_stored_once(subject: Subject, idempotent: bool) -> None:
     """The same fact stored twice is stored once, and counted as a duplicate."""
@@ -140,6 +157,7 @@ async def test_rows_written_twice_are_stored_once(subject: Subject, idempotent: 
     assert await subject.table() == sorted(rows)
 
 
+@takes_all
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_rows_partly_there_count_both_ways(subject: Subject, idempotent: bool) -> None:
     """New rows of a batch are committed even if others are in the table, or twice in the batch."""
@@ -151,6 +169,7 @@ async def test_rows_partly_there_count_both_ways(subject: Subject, idempotent: b
     assert await subject.table() == sorted(readings(20))
 
 
+@takes_all
 async def test_facts_that_differ_in_value_only_are_both_kept(subject: Subject) -> None:
     """Two values under one timestamp are two facts."""
     rows = [Reading(START_US, "d", "m", 1.0), Reading(START_US, "d", "m", 1.0000000000000002)]
@@ -158,6 +177,7 @@ async def test_facts_that_differ_in_value_only_are_both_kept(subject: Subject) -
     assert await subject.table() == rows
 
 
+@takes_all
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_extreme_values_come_back_bit_exact(subject: Subject, idempotent: bool) -> None:
     """The table has exactly each float64, microsecond and name that the receiver accepts."""
@@ -231,12 +251,14 @@ async def test_sink_takes_a_row_only_if_it_is_new_and_not_refused(subject: Subje
     assert await subject.sink.write(subject.encode(new), 2, idempotent=False) == Stored(2, 0)
 
 
+@takes_all
 async def test_empty_table_is_tried_with_a_row_of_our_own(subject: Subject) -> None:
     """The first row of all may be a bad one."""
     assert await subject.sink.takes_any([], like_stored=True)
     assert await subject.table() == []
 
 
+@takes_all
 async def test_isolating_write_without_refused_rows_sets_nothing_aside(subject: Subject) -> None:
     """There is no call with an empty list."""
     set_aside = SetAsides()

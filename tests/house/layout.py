@@ -93,6 +93,7 @@ SHORT_FILES = {
     "ingest/mqtt/annex.py": "a list that must load quickly",
     "ingest/roles/annex.py": "a list that must load quickly",
     "ingest/roles/forward/options.py": "two files use it, and one of them must load quickly",
+    "ingest/sinks/memory_table.py": "in place of the folder beside it, for the tests of others",
     "ingest/system/words.py": "thirty files use it",
 }
 # Names by which a stranger does not find the subject.
@@ -100,6 +101,9 @@ RIDDLES = """
 ahead at_fault at_once begin carry fill given_check hand hints in_time in_work lacking late leaving
 left live one_by_one places room rules shared take_back undone
 """
+# The names for the programs of others; it loads them at their first use. So it imports the layers
+# above it.
+OF_LIBRARY = PurePosixPath("ingest/__init__.py")
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OF_ARGPARSE = {
     "_SubParsersAction",
@@ -166,8 +170,8 @@ def imports_go_down(path: PurePosixPath, tree: ast.Module) -> Found:
     package = path.parts[0]
     rows = {name: row for row, names in enumerate(LAYERS[package]) for name in names}
     own = folder_of(path)
-    if path.name == "__main__.py" and not own:
-        return  # it starts the package
+    if (path.name == "__main__.py" and not own) or path == OF_LIBRARY:
+        return  # it starts the package, or has the names of the library
     for line, dotted in imports(tree):
         parts = dotted.split(".")
         if parts[0] in {"ingest", "loadgen", "benchmarks", "tests"} - {package}:
@@ -247,11 +251,8 @@ def settings_end_in_the_composition(path: PurePosixPath, tree: ast.Module) -> Fo
 
 
 def init_is_a_docstring(path: PurePosixPath, tree: ast.Module) -> Found:
-    """No re-exports: a name has one address. The package's top also holds its version.
-
-    `web` is for programs of others: they import the folder, and not its files.
-    """
-    if path.name != "__init__.py" or str(path.parent) == "ingest/web":
+    """No re-exports: a name has one address. Programs of others know the package, and `web`."""
+    if path.name != "__init__.py" or path in (OF_LIBRARY, PurePosixPath("ingest/web/__init__.py")):
         return
     for node in tree.body[1:]:
         is_version = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
@@ -386,6 +387,7 @@ def _graph(files: Files) -> dict[PurePosixPath, set[PurePosixPath]]:
         }
         - {path}
         for path, tree in files.items()
+        if path != OF_LIBRARY  # all others may import its version
     }
 
 

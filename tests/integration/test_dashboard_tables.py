@@ -26,7 +26,7 @@ insert into cpu values (to_timestamp(105), 'd', 'cpu=0', 1, 2, 3),
 insert into readings values (to_timestamp(103.5), 'd', 'temperature', 33),
     (to_timestamp(50), 'd', 'temperature', 7), (to_timestamp(200), 'd', 'noise', 1),
     (to_timestamp(400), 'f', 'noise', 1)'''
-INDICES = "create index on climate (device_id, ts); create index on cpu (device_id, ts)"
+INDICES = "create index on climate (device_id, ts); create index on cpu (device_id, series, ts)"
 
 
 def told(readings: list[dict[str, object]]) -> list[tuple[object, object, object]]:

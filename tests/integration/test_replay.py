@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ingest.config.declared_tables import make_tables
 from ingest.dead_letters.folder.segments import segments, try_replay_lock
 from ingest.dead_letters.folder.store import hold_replay_lock
 from ingest.model.reading import EXHAUSTED, INVALID, REFUSED, Reading
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.system.clock import monotonic_s
+from ingest.system.clock import monotonic_s, rfc3339
 from tests.support.blocks import block_of, make_reading
 from tests.support.brokers import until
-from tests.support.letters import drained, invalid, read
+from tests.support.letters import START_US, drained, invalid, read
 from tests.support.replay_rig import (
     SETTINGS,
     InFolder,
@@ -28,6 +30,7 @@ from tests.support.replay_rig import (
     until_live,
     until_replayed,
 )
+from tests.support.rows import apply_tables
 from tests.support.stream_letters import change
 
 Place = InFolder | InStream
@@ -104,6 +107,36 @@ async def test_row_refused_now_becomes_a_letter_of_that_reason(
         assert (letter.reason, letter.code, letter.reading) == (REFUSED, "23514", bad.reading)
         assert letter.received_us <= bad.received_us
     assert await rows(readings_connection) == 40
+
+
+async def test_moments_are_rows_again_and_a_refused_one_is_a_letter_for_each_value(
+    place: Place, readings_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """What was before `since` stays in `readings`."""
+    file = tmp_path / "tables.toml"
+    columns = ("temperature", "humidity", "co2")
+    file.write_text(f"""[[table]]
+name = "climate"
+metrics = {json.dumps(columns)}
+since = {rfc3339(START_US)}""")
+    settings = replace(SETTINGS, tables_file=str(file))
+    await apply_tables(readings_connection, make_tables(settings))
+    await readings_connection.execute("alter table climate add check (temperature < 50)")
+    letters = [
+        letter._replace(reading=Reading(START_US + second * 1_000_000, "d", metric, value))
+        for second, value in ((-1, 1.0), (1, 2.0), (2, 99.0), (3, 4.0))
+        for metric, letter in zip((*columns, "noise"), drained(4), strict=True)
+    ]
+    await place.write(letters)
+    async with place.running(settings) as half:
+        await until_live(place, 3)
+        left = await place.read()
+        assert half.ledger.committed == len(letters) - 3
+    hot = [each.reading for each in letters if each.reading and each.reading.value == 99]
+    assert {(each.reading, each.reason) for each in left} == {(each, REFUSED) for each in hot[:3]}
+    found = await readings_connection.fetch("select * from climate order by ts")
+    assert [tuple(row)[2:] for row in found] == [(2, 2, 2), (4, 4, 4)]
+    assert await rows(readings_connection) == 3 + 4
 
 
 async def test_letters_that_fail_again_stay_once_and_hold_nobody_up(

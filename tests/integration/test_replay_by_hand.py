@@ -18,10 +18,12 @@ from ingest.dead_letters.format import BadLine
 from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_fields, item_of_letter
 from ingest.formats.post import Rules
 from ingest.model.errors import ReplayStopped
-from ingest.model.reading import LINE, Letter
+from ingest.model.reading import LINE, Letter, Reading
+from ingest.model.tables import ColumnTable, Tables
 from tests.support.letters import START_US, drained, invalid, write
 from tests.support.replay_rig import SETTINGS, rows
 from tests.support.replays import RULES
+from tests.support.rows import apply_tables
 
 REFUSE_B = """create function refuse() returns trigger language plpgsql as $$ begin
     if new.metric = 'b' then insert into gone values (1); end if; return new; end $$;
@@ -155,6 +157,33 @@ async def test_replay_row_that_the_database_refuses_keeps_no_other_out(
     assert replay.summary.refused == {"42P01": 1}  # as from a trigger that makes partitions
     assert (replay.summary.rows, replay.summary.new) == (3, 3)
     assert await rows(readings_connection) == 3
+
+
+async def test_replay_makes_one_row_of_the_letters_of_a_moment(
+    tmp_path: Path, readings_url: str, readings_connection: asyncpg.Connection
+) -> None:
+    """A second replay changes nothing. If one value of it is refused now, all of them stay."""
+    columns = ("temperature", "humidity", "co2")
+    tables = Tables([ColumnTable("climate", "", columns, (START_US,) * 3)])
+    await apply_tables(readings_connection, tables)
+    letters = [
+        letter._replace(reading=Reading(START_US + at, "d", metric, at + 0.5))
+        for at in (-1, 1, 2)
+        for metric, letter in zip((*columns, "noise"), drained(4), strict=True)
+    ]
+    rules, items = RULES._replace(tables=tables), items_of(tmp_path, letters)
+    refused = "alter table climate add constraint hot check (temperature < 2) not valid"
+    await readings_connection.execute(refused)
+    replay, done = await by_hand(items, readings_url, rules=rules)
+    assert (len(done), replay.summary.refused) == (9, {"23514": 3})
+    await readings_connection.execute("alter table climate drop constraint hot")
+    for _ in range(2):
+        replay, done = await by_hand(items, readings_url, rules=rules)
+        assert (len(done), replay.summary.refused) == (12, {})
+    assert (replay.summary.new, replay.summary.duplicate) == (0, 12)
+    found = await readings_connection.fetch("select * from climate order by ts")
+    assert [tuple(row)[2:] for row in found] == [(1.5,) * 3, (2.5,) * 3]
+    assert await rows(readings_connection) == 3 + 3
 
 
 async def test_replay_item_without_ts_keeps_its_time_of_receipt(

@@ -211,7 +211,8 @@ async def test_stream_is_marked_for_declared_tables(here: Here, tmp_path: Path) 
         )
         for each in (with_tables, flags):
             assert (await here("stream", "apply", *each)).code == 0
-            assert (await here("stream", "check", *each)).stdout == FITS
+        assert (await here("stream", "check", *with_tables)).stdout == FITS
+        assert "tables_file is not set here" in (await here("stream", "check", *flags)).stdout
         marked = (await api(admin, f"STREAM.INFO.{STREAM}"))["config"]["subjects"]
         assert marked == ["ingest.in.0", "ingest.in.tables"]
         assert await messages(admin) == 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from ingest.config.declared_tables import declared_tables
 from ingest.model.tables import Tables
@@ -41,6 +42,8 @@ async def test_suggest_prints_a_file_for_what_came_in_the_last_hour(
     assert "they need 0.6 to 0.9 MB now, with the key, and would need 0.1 to 0.2 MB" in done.stdout
     found = json.loads((await here(*words, "--json")).stdout)
     assert [(each["readings"], each["rows"]) for each in found["tables"]] == [(2_000, 1_000)] * 2
+    for statement in found["sql"]:
+        await readings_connection.execute(statement)
     again = await here(*words, "--tables-file", file)
     assert (again.code, "no table would help" in again.stdout) == (1, True)
 
@@ -62,3 +65,51 @@ async def test_suggest_reads_a_table_with_other_names(
     assert done.code == 0
     assert "few readings" in done.stdout
     assert 'metrics = [\n    "x",\n    "y",\n]' in done.stdout
+
+
+ENTRY = '[[table]]\nname = "climate"\nmetrics = ["temperature"]\nsince = 2026-12-01T00:00:00Z\n'
+MORE = ENTRY.replace('"temperature"', '"noise"')
+OTHER = ENTRY.replace("2026-12-01", "2026-12-02")
+DOCTOR = [
+    ("select", ENTRY, "ok", '"climate" is correct'),
+    ("select", ENTRY + MORE, "warn", 'has no column "noise": run `ingest schema apply`, or let'),
+    ("drop table climate cascade", ENTRY, "warn", "there is no table"),
+    (
+        "drop view all_readings; alter table climate alter temperature type real",
+        *(ENTRY, "FAIL", "is real instead of float8"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "text", "state", "detail"), DOCTOR)
+async def test_doctor_compares_the_declared_tables(
+    *,
+    here: Here,
+    database_url: str,
+    tmp_path: Path,
+    change: str,
+    text: str,
+    state: str,
+    detail: str,
+) -> None:
+    """A start mends what is missing, but nothing that is wrong."""
+    file = tmp_path / "tables.toml"
+    file.write_text(ENTRY)
+    words = ("--database-url", database_url, "--tables-file", file)
+    assert (await here("schema", "apply", *words)).code == 0
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(change)
+    await connection.close()
+    file.write_text(text)
+    found = await checked(here, *words, "--state-dir", tmp_path / "state")
+    assert found["table climate"][0] == state
+    assert detail in found["table climate"][1]
+    file.write_text(OTHER)
+    found = await checked(here, *words, "--state-dir", tmp_path / "state")
+    assert change.startswith("drop") or found["tables"][0] == "FAIL"
+
+
+async def checked(here: Here, *words: object) -> dict[str, tuple[str, str]]:
+    """Return state and detail of each check of the doctor; the last one of a name."""
+    listed = json.loads((await here("doctor", "--json", *words)).stdout)
+    return {each["name"]: (each["state"], each["detail"]) for each in listed}

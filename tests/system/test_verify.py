@@ -33,6 +33,10 @@ HASTY: dict[str, Any] = {
     "drain_s_max": 1.2,
 }
 NUMBERS = re.compile(r" *\b[0-9a-f]{8}\b| *\d[\d,.]*")
+TABLES = """[[table]]
+name = "power"
+metrics = ["humidity", "power", "temperature"]
+since = 2026-01-01T00:00:00Z"""
 CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED_METRIC}')"
 
 
@@ -66,14 +70,20 @@ async def _committed(service: Service, rows: int) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("view", ["readings", "all_readings"])
 async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
-    open_tmp_path: Path, free_port: int
+    open_tmp_path: Path, free_port: int, view: str
 ) -> None:
-    """With duplicates, invalid items, refused rows and every ack no reading is lost."""
+    """With duplicates, invalid items, refused rows and every ack no reading is lost.
+
+    Also if three of four metrics have columns of a declared table.
+    """
+    tables = open_tmp_path / "tables.toml"
+    tables.write_text(TABLES if view == "all_readings" else "")
     state, report = open_tmp_path / "state", open_tmp_path / "report.json"
     async with (
         Database(open_tmp_path / "db", free_port) as database,
-        Service(state, database_url=database.url, **QUICK) as service,
+        Service(state, database_url=database.url, tables_file=tables, **QUICK) as service,
     ):
         await service.wait_state("accepting")
         await database.run(CHECK)
@@ -106,7 +116,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
         assert summary["dead_letters"]["refused_by_database"] > 0
         assert summary["dead_letters"]["invalid"] > 0
         assert summary["quiet"]
-        (rows,) = await database.run("select count(*) from readings")
+        (rows,) = await database.run(f"select count(*) from {view}")
         assert rows["count"] == summary["readings"]["in_table"]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from ingest.dead_letters.format import reading_object
 from ingest.dead_letters.manual_replay import Item, ManualReplay, item_of_letter
 from ingest.dead_letters.store import (
+    EVERYTHING,
     LetterStore,
     LiveLetter,
     Selection,
@@ -63,7 +64,9 @@ class Letters:
         self._make_sink = make_sink
         self._reading = asyncio.Lock()  # one at a time: many would take the GIL from the event loop
 
-    async def listed(self, where: Selection, count: int) -> dict[str, Any]:
+    async def listed(
+        self, where: Selection = EVERYTHING, count: int = LISTED_MAX
+    ) -> dict[str, Any]:
         """Return the newest live letters that are wanted, with shortened texts. Raises Refused."""
         count = max(1, min(count, LISTED_MAX))
         async with self._read():
@@ -96,7 +99,9 @@ class Letters:
         letters = await self._locked(where, lambda found: self._mark(found, "discarded"), most)
         return {"discarded": len(letters)}
 
-    async def replay(self, where: Selection, most: int = ACT_LETTERS_MAX) -> dict[str, Any]:
+    async def replay(
+        self, where: Selection = EVERYTHING, most: int = ACT_LETTERS_MAX
+    ) -> dict[str, Any]:
         """Validate letters again and write them to the table, oldest first. Raises Refused.
 
         At most `most` and ACT_LETTERS_MAX at once. Letters that are refused again are reported and

@@ -130,6 +130,7 @@ class JournalBuffer(MemoryBuffer):
 
     async def close(self) -> None:
         """End what was begun, and close the folder. It may be called again."""
+        self.loader.close()
         await self.journal.close()
 
     # The inlet

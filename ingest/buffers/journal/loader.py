@@ -205,6 +205,10 @@ class Loader:
         self._is_shut = True
         self.read_wanted.set()
 
+    def close(self) -> None:
+        """End the thread once it has done what it does. The work has ended. Repeatable."""
+        self._thread.shutdown(wait=False)
+
     def _room(self) -> tuple[int, int] | None:
         """Return how many rows and bytes may be read back now; None if there is no room.
 

@@ -14,16 +14,20 @@ from typing import Any, NamedTuple
 from ingest.access.token_file import SOON_US
 from ingest.access.tokens import is_open
 from ingest.app.database import housekeeping_url, make_target, timeouts
-from ingest.app.housekeeping import ends_soon, housekeeping_jobs
+from ingest.app.housekeeping import TableJobs, ends_soon
 from ingest.app.post_rules import make_sources, open_tokens
 from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, split_address
 from ingest.http.clients import is_loopback
 from ingest.http.tls import Certificate
 from ingest.model.errors import ConfigError, StartError
+from ingest.model.moments import form_of_table
+from ingest.sinks.postgres import column_tables
+from ingest.sinks.postgres.connection import Connection
 from ingest.sinks.postgres.durability import Finding
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, View
+from ingest.sinks.postgres.schema import ColumnTarget, look, not_granted
 from ingest.system.clock import rfc3339_s, unix_us
 from ingest.system.state_folder import ServiceInfo
 from ingest.system.words import command_words, counted
@@ -37,6 +41,7 @@ _OLDER = (
     "run with that role"
 )
 _ACCESS = "access"
+_TABLES = "tables"
 DAYS_MIN = 14  # as the alert IngestCertificateEnds
 
 
@@ -229,34 +234,68 @@ def sources_check(settings: Settings) -> Check:
 
 def tables_check(settings: Settings) -> Check:
     """Check that the file of tables can be used; the service would not start else."""
-    name = "tables"
     try:
         names = [each.name for each in make_tables(settings).all]
     except ConfigError as error:
-        return Check(name, FAIL, str(error))
-    return Check(name, OK, f"{counted(len(names), 'table')} with columns: {', '.join(names)}")
+        return Check(_TABLES, FAIL, str(error))
+    return Check(_TABLES, OK, f"{counted(len(names), 'table')} with columns: {', '.join(names)}")
+
+
+async def column_checks(connection: Connection, settings: Settings) -> list[Check]:
+    """Check declared tables in the database: whether each is there and fits, and its `since`."""
+    try:
+        tables = make_tables(settings).all
+    except ConfigError:  # tables_check tells it
+        return []
+    readings = make_target(settings)
+    readings = readings._replace(schema=(await look(connection, readings)).target.schema)
+    found = []
+    for table in tables:
+        seen = await look(connection, ColumnTarget(readings.schema, form_of_table(table)))
+        lacks = await not_granted(connection, seen.target) if seen.oid else None
+        makes = f"{seen.difference}, or let `ingest serve` do it at its start"
+        found.append(
+            judged(
+                f"table {table.name}",
+                f"{seen.target.name} is correct",
+                (seen.sql, FAIL, str(seen.difference)),
+                (seen.difference, WARN if settings.schema_apply else FAIL, makes),
+                (lacks, FAIL, str(lacks)),
+            )
+        )
+    if fault := await column_tables.fault(connection, readings, tables):
+        found.append(Check(_TABLES, FAIL, fault))
+    return found
 
 
 async def partition_checks(settings: Settings, url: str) -> list[Check]:
-    """Look with the role that makes partitions; return nothing for a table that has none."""
+    """Look with the role that makes partitions; return nothing for tables that have none."""
     own_url = housekeeping_url(settings, lambda: url)()
+    found: list[Check] = []
     try:
-        report = await runs.look(
-            own_url,
-            timeouts(settings),
-            settings.partition_span,
-            housekeeping_jobs(settings),
-            target=make_target(settings),
-        )
+        tables = TableJobs(settings)
+        for target, jobs in tables:
+            where = (own_url, timeouts(settings), settings.partition_span, jobs)
+            report = await runs.look(*where, target=target)
+            tables.found(report.view)
+            found += _table_checks(report, settings)
+    except ConfigError:  # tables_check tells it
+        return []
     except StartError as error:
-        return [Check(_PARTITIONS, FAIL if settings.housekeeping_url else WARN, str(error))]
+        found.append(Check(_PARTITIONS, FAIL if settings.housekeeping_url else WARN, str(error)))
+    return found
+
+
+def _table_checks(report: runs.Report, settings: Settings) -> list[Check]:
     job, leaves, view = not settings.housekeeping, bool(settings.keep_hot), report.view
     found = [_check(view, by_job=job, leaves=leaves)] if view.kind == PARTITIONED else []
     if report.hidden:
         found.append(Check(_PARTITIONS, WARN, report.hidden_words))
     if report.schema.needs:
         found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
-    return found
+    if view.name == settings.table_name:
+        return found
+    return [each._replace(detail=f"{view.name}: {each.detail}") for each in found]
 
 
 def _check(view: View, *, by_job: bool, leaves: bool) -> Check:

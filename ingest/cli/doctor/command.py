@@ -29,6 +29,7 @@ from ingest.cli.doctor.checks import (
     Check,
     access_check,
     certificate_check,
+    column_checks,
     database_checks,
     judged,
     partition_checks,
@@ -295,6 +296,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         ):
             with as_start_error(url):
                 found = await examine(opened, make_target(settings))
+                columns = await column_checks(opened, settings)
             partitions = await partition_checks(settings, url)
     except DatabaseRefused as error:
         words = advice(settings, loaded.origins["database_url"])
@@ -303,7 +305,7 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
         return [Check("database", FAIL, str(error))]
     kind = "configured" if settings.database_url else "embedded"
     checks = database_checks(found, settings, service_runs=service is not None)
-    return [Check("database", OK, f"answers ({kind})"), *checks, *partitions]
+    return [Check("database", OK, f"answers ({kind})"), *checks, *columns, *partitions]
 
 
 COMMAND = Command(

@@ -115,10 +115,11 @@ def _rows_of(ts_us: int, device_id: str, values: dict[str, float], post: Post) -
     return encode_rows([ts_us - PG_EPOCH_US] * count, names, [*values.values()])
 
 
-def many(items: list[Item], body: bytes, post: Post) -> Rows | None:
+def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     """Encode all items, or return None if one of them may be invalid.
 
-    `body` is the text of exactly these items. Raises Refused (`too_many_readings`).
+    `body` is the text of exactly these items; None: they were never text, so no parser has hidden
+    anything of them. Raises Refused (`too_many_readings`).
     """
     count = len(items)
     try:
@@ -132,10 +133,10 @@ def many(items: list[Item], body: bytes, post: Post) -> Rows | None:
             times is None
             or (not math.hypot(*values) < EXACT_MAX and _are_doubtful(values, body, post))
             or (
-                body.count(b",") != 3 * count + present - 1
+                (body is None or body.count(b",") != 3 * count + present - 1)
                 and _has_more(items, 3 * count + present, body, post)
             )
-            or (post.ignore_unknown and _open_doubtful(body, count, present))
+            or (post.ignore_unknown and (not body or _open_doubtful(body, count, present)))
         ):
             return None
         if not _are_allowed(items, post):
@@ -163,7 +164,7 @@ def _placed(items: Items, newest_us: int, post: Post) -> Rows:
     return Rows(tuples, len(owners), newest_us, owners)
 
 
-def _spread(items: list[Item], body: bytes, post: Post) -> Rows | None:
+def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     """Encode items with `values`, or with a mix of both shapes. Raises _DOUBTS and as `many`."""
     by_metric = None if post.ignore_unknown else _values_of(items)
     if by_metric is None:
@@ -213,7 +214,7 @@ def _are_allowed(items: list[Item], post: Post) -> bool:
     return allows is None or all(map(allows, {item["device_id"] for item in items}))
 
 
-def _has_more(items: list[Item], fields: int, body: bytes, post: Post) -> bool:
+def _has_more(items: list[Item], fields: int, body: bytes | None, post: Post) -> bool:
     """Whether the items may have more than these fields, which each of them must have.
 
     Each field but the first of the body has a comma before it. So a body with one comma less than
@@ -224,19 +225,21 @@ def _has_more(items: list[Item], fields: int, body: bytes, post: Post) -> bool:
     return sum(map(len, items)) != fields or may_repeat(items, body)
 
 
-def may_repeat(parsed: Any, body: bytes) -> bool:
+def may_repeat(parsed: Any, body: bytes | None) -> bool:
     """Whether a name may stand twice in one object: the parser silently keeps the last one.
 
     A lost name takes its two quotes with it. So the quotes are counted, in the body and in what was
     parsed. In text a quote is written alike in both, unless the body has it by its number.
     Raises TypeError if there is a number, or nesting, that cannot be written again.
     """
+    if body is None:
+        return False
     return b"\\u0022" in body or body.count(b'"') != orjson.dumps(parsed).count(b'"')
 
 
-def _are_doubtful(values: list[float], body: bytes, post: Post) -> bool:
+def _are_doubtful(values: list[float], body: bytes | None, post: Post) -> bool:
     """Whether one of these values, some of them large, may not be a float64."""
-    return not all(map(math.isfinite, values)) or may_be_inexact(body, post)
+    return body is None or not all(map(math.isfinite, values)) or may_be_inexact(body, post)
 
 
 def may_be_inexact(body: bytes, post: Post) -> bool:

@@ -78,21 +78,21 @@ def parse_query(text: str) -> Query:
 
 
 class Readings(Form):
-    """The page."""
+    """The page. `label` is its name in metrics."""
 
     faults = "invalid items"
     is_tolerant = False
 
-    def __init__(self, posts: Posts) -> None:
-        self.page = Page(READINGS, _all_accepted, _problem)
+    def __init__(self, posts: Posts, label: str = READINGS) -> None:
+        self.page = Page(label, _all_accepted, _problem)
         self._posts = posts
         self._query = lru_cache(maxsize=256)(parse_query)
 
     def pages(self) -> dict[str, Route]:
         """Return the page by its path."""
-        return {READINGS: Route(POST, self._answer, _problem)}
+        return {READINGS: Route(POST, self.take, _problem)}
 
-    def _answer(self, request: Request, text: str, received_s: float) -> Reply:
+    def take(self, request: Request, text: str, received_s: float) -> Reply:
         """Do what the pages of Posts do; for the hot path it is written once more, in one piece."""
         posts = self._posts
         refusal = posts.admission.refusal()

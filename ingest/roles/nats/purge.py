@@ -107,7 +107,7 @@ class StreamPurge:
         self._delivered_bytes = delivered_bytes
         self._forward_lag_bytes_max = forward_lag_bytes_max
         self._delivered_before = 0
-        self._kept = Kept(keep_s)
+        self._kept = KeptPlaces(keep_s)
         self._made = ""
         self._occasionally = Occasionally(WARNING_S)
 
@@ -182,7 +182,7 @@ def _missing(consumer: str) -> StreamFault:
     )
 
 
-class Kept:
+class KeptPlaces:
     """Remembers when which place was done, so that messages are kept for a while after that."""
 
     def __init__(self, keep_s: float) -> None:

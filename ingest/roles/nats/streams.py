@@ -78,6 +78,12 @@ _FIXED_CONSUMER = ("deliver_policy", "ack_policy", "replay_policy", "deliver_sub
 FIXED = frozenset((*_FIXED_STREAM, *_FIXED_CONSUMER, "sources", "sealed", "deny_purge"))
 
 
+UNDECLARED = (
+    f"has the subject {TABLES_SUBJECT}: others have declared tables, and tables_file is not set "
+    "here. So readings may be stored twice"
+)
+
+
 class Names(NamedTuple):
     """A stream, its consumer, and consumers that it has for others, as those of forwarders."""
 
@@ -326,13 +332,17 @@ def altered(found: Found, wanted: WantedStream) -> list[StreamFault]:
 def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return copies that are behind: one more server less, and the stream stands still.
 
-    Another size is told here too. A full stream refuses, so nothing is lost by it.
+    Another size is told here too. A full stream refuses, so nothing is lost by it. So are declared
+    tables of others: without them a reading may be stored in its table, and here in `readings`.
     """
     if found.stream is None:
         return []
     where = _stream(wanted.names)
     of_stream = differences(wanted.stream, found.stream["config"])
     listed = [StreamFault(where, str(each)) for each in of_stream if _is_size(each)]
+    subjects = found.stream["config"].get("subjects")
+    if _is_for_tables("subjects", wanted.stream["subjects"], subjects):
+        listed.append(StreamFault(where, UNDECLARED))
     cluster = found.stream.get("cluster") or {}
     if wanted.stream["num_replicas"] > 1 and not cluster.get("leader"):
         return [*listed, StreamFault(where, "has no leader")]

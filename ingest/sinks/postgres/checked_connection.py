@@ -221,16 +221,20 @@ class CheckedConnection(OneConnection):
             if table is None or table.sql is None or table.checked_s <= too_old_s:
                 await self._check_table(form)
 
-    def _target(self, form: TableForm | None) -> schema.Target:
+    def target_of(self, form: TableForm | None) -> schema.Target:
+        """Return the table of a form, in the schema of `readings` once that was found."""
         known = self._known.target
         return known if form is None else schema.ColumnTarget(known.schema, form)
+
+    def _targets(self, forms: Sequence[TableForm | None]) -> list[schema.Target]:
+        return [self.target_of(form) for form in forms]
 
     async def _check_table(self, form: TableForm | None) -> None:
         """Check in full that a table is as we need it, and that the server keeps a commit."""
         known = self._known
         table = self.tables.setdefault(form, CheckedTable())
         async with self.exchange((form,), opening=True) as connection:
-            look = await schema.look(connection, self._target(form))
+            look = await schema.look(connection, self.target_of(form))
             found, reason = look.difference, SCHEMA
             if found is None:
                 kept = await durability.findings(connection, look.target)
@@ -294,7 +298,6 @@ class CheckedConnection(OneConnection):
         """
         connection = self.connection
         assert connection is not None, "an exchange needs an open connection"
-        targets = [self._target(form) for form in forms]
         limit_s = self._timeouts.connect_s_max if opening else self._timeouts.command_s_max
         sound = False
         try:
@@ -303,7 +306,7 @@ class CheckedConnection(OneConnection):
                     yield connection
                     sound = True
                 except asyncpg.PostgresError as error:
-                    failed = server_failed(error, targets, doubt=doubt)
+                    failed = server_failed(error, self._targets(forms), doubt=doubt)
                     failed.may_be_row &= not opening
                     no_copy = copying and failed.sqlstate == NO_COPY
                     if failed.verdict in _EXAMINED or no_copy or failed.sqlstate == LOCKED:
@@ -317,7 +320,7 @@ class CheckedConnection(OneConnection):
             verdict = Verdict.WAIT if opening else Verdict.RETRY
             raise WriteFailed(verdict, text_of(error), doubtful=doubt) from error
         except asyncpg.PostgresError as error:  # while another one was examined
-            raise server_failed(error, targets, doubt=doubt) from error
+            raise server_failed(error, self._targets(forms), doubt=doubt) from error
         except DRIVER_ERRORS as error:
             raise WriteFailed(Verdict.WAIT, text_of(error), doubtful=doubt) from error
         finally:
@@ -336,7 +339,7 @@ class CheckedConnection(OneConnection):
         for form in forms:
             if connection.is_closed() or failed.verdict is Verdict.DUPLICATE:
                 return
-            target = self._target(form)
+            target = self.target_of(form)
             # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at
             # fault.
             if failed.sqlstate == "23505" and copying:

@@ -20,19 +20,28 @@ import asyncpg
 from ingest.model.block import PG_EPOCH_US
 from ingest.model.moments import RowRun, TableForm
 from ingest.model.tables import stem_of
+from ingest.sinks.postgres.batch_tables import New, TableRows
 from ingest.sinks.postgres.schema import ColumnTarget, Look, Target, literal, quoted
-from ingest.sinks.postgres.statements import New, check_of, copy
+from ingest.sinks.postgres.statements import check_of, copy
 
-# How a metric ends: see `metric_of`.
-SERIES_ENDING = "case when series = '' then '' else ',' || series end"
 _KEY_TYPES = ("timestamptz", "text", "text")
+
+
+def metric_in_sql(measurement: str, column: str, collation: str = '"C"') -> str:
+    """Return the metric of a column as `metric_of` has it; of a measurement with its `series`."""
+    stem = stem_of(measurement, column)
+    whole = f"{literal(stem)}::text collate {collation}"
+    if not measurement:
+        return whole
+    return f"case when series = '' then {whole} else {literal(f'{stem},')} || series end"
 
 
 class ColumnStatements(NamedTuple):
     """The statements for one form of a declared table on one connection: see Statements.
 
     `new_staged` and `new_arrays` insert the rows of new moments, `rest_staged` and `rest_arrays`
-    what the stored row of a moment has not; each returns the number of readings.
+    what the stored row of a moment has not; each returns the number of readings. The first may be
+    too large, if a trigger has filled in values.
     """
 
     form: TableForm
@@ -49,24 +58,28 @@ class ColumnStatements(NamedTuple):
     rest_arrays: str
     insert_like_stored: str
 
-    async def store_staged(self, connection: asyncpg.Connection, tuples: Sequence[bytes]) -> New:
+    async def store_staged(self, connection: asyncpg.Connection, rows: TableRows) -> New:
         """COPY encoded rows into the staging table; store what is new in it.
 
         Call it in a transaction, on a connection that has the staging table.
         """
-        await copy(connection, self.copy_staged, tuples)
+        await copy(connection, self.copy_staged, rows.tuples)
         # `fetchval` keeps the plans. These statements are long, and batches may be small.
-        new = await connection.fetchval(self.new_staged)
+        new = min(rows.readings, await connection.fetchval(self.new_staged))
+        if new == rows.readings:
+            return New(new)
         return New(new, await connection.fetchval(self.rest_staged))
 
-    async def insert_arrays(self, connection: asyncpg.Connection, tuples: Sequence[bytes]) -> New:
+    async def insert_arrays(self, connection: asyncpg.Connection, rows: TableRows) -> New:
         """Store what is new in encoded rows, without a staging table."""
-        rows = list(RowRun(self.form, b"".join(tuples), -1, -1).cells())
-        moments = [(row.ts_us - PG_EPOCH_US,) for row in rows]
-        names = ([row.device_id for row in rows], [row.series for row in rows])
-        values = zip(*(row.values for row in rows), strict=True)
+        cells = list(RowRun(self.form, b"".join(rows.tuples), -1, -1).cells())
+        moments = [(row.ts_us - PG_EPOCH_US,) for row in cells]
+        names = ([row.device_id for row in cells], [row.series for row in cells])
+        values = zip(*(row.values for row in cells), strict=True)
         arrays = (moments, *names[: self.form.fixed_columns - 1], *map(list, values))
-        new = await connection.fetchval(self.new_arrays, *arrays)
+        new = min(rows.readings, await connection.fetchval(self.new_arrays, *arrays))
+        if new == rows.readings:
+            return New(new)
         return New(new, await connection.fetchval(self.rest_arrays, *arrays))
 
 
@@ -123,9 +136,8 @@ def _insert_rest(target: ColumnTarget, readings: Target, places: Sequence[str], 
     form = target.form
     pairs = list(zip(form.columns, places, strict=True))
     same = " and ".join(f"t.{quoted(name)} = s.{quoted(name)}" for name in target.key)
-    after = f" || {SERIES_ENDING}" if form.measurement else ""
     values = ", ".join(
-        f"({literal(stem_of(form.measurement, column))}{after}, s.{place}, t.{quoted(column)})"
+        f"({metric_in_sql(form.measurement, column)}, s.{place}, t.{quoted(column)})"
         for column, place in pairs
     )
     staged = ", ".join(f"s.{place}" for place in places)

@@ -23,7 +23,6 @@ from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.column_lookup import (
     RECENT_ROWS,
     US,
-    WITHIN,
     ColumnLookup,
     Row,
 )
@@ -79,6 +78,9 @@ from pg_index i where i.indrelid = to_regclass($1) and i.indisvalid and i.indpre
        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n]
       ) = $2::text[]"""
 
+_WITHIN = (
+    "ts >= coalesce($3::timestamptz, '-infinity') and ts < coalesce($4::timestamptz, 'infinity')"
+)
 # In the questions the table has this name. It is replaced by TargetTable.source: see `_fetch`.
 _SOURCE = ":readings"
 _ALSO = ":also"  # rows of a declared table, in a curve
@@ -95,7 +97,7 @@ select metric from m where metric is not null limit {METRICS_MAX}"""  # noqa: S6
 _OF_INDEX = "(device_id, metric, ts) >= ({device}, m.metric, {least})"
 _READINGS = f"""
 select {US.format("ts")}, device_id, metric, value from {_SOURCE} r
-where device_id = $1 and metric = coalesce($5, metric) and {WITHIN}
+where device_id = $1 and metric = coalesce($5, metric) and {_WITHIN}
 order by ts desc limit $2"""  # noqa: S608
 _READINGS_BY_INDEX = f"""
 select {US.format("r.ts")}, device_id, r.metric, r.value from unnest($5::text[]) m (metric)
@@ -113,7 +115,7 @@ select {US.format("bucket")}, min, mean, max, count from (
            min(value), max(value), count(*),
            {mean("value", "count(*)")} as mean
     from (select ts, value from {_SOURCE} r
-          where device_id = $1 and metric = $2 and {WITHIN}{_ALSO}) r group by 1) b
+          where device_id = $1 and metric = $2 and {_WITHIN}{_ALSO}) r group by 1) b
 order by bucket"""  # noqa: S608
 _DEVICES = f"""
 with recursive d (device_id) as (
@@ -258,18 +260,19 @@ class Lookup(OneConnection):
         """
 
         async def ask(connection: Connection) -> tuple[bool, list[Record]]:
-            from_us, to_us, from_rollups = within.from_us, within.to_us, self._rolled_curve
-            also, its_series = self._columns.values(metric, "$6")
-            if not also and from_rollups is not None and from_us is not None and to_us is not None:
+            from_us, to_us = within.from_us, within.to_us
+            also, _ = self._columns.rows_of(metric)
+            from_rollups = None if also else self._rolled_curve  # they have no such rows
+            if from_rollups is not None and from_us is not None and to_us is not None:
                 series, span = (device_id, metric), (from_us, to_us)
                 rolled = await from_rollups(connection, self._known.target, series, span, step_us)
                 if rolled is not None:
                     return True, rolled
             between = (_moment(within.from_us), _moment(within.to_us))
             step = timedelta(microseconds=step_us)
-            question = _CURVE.replace(_ALSO, f"\nunion all {also}" if also else "")
-            values = (device_id, metric, *between, step, *([its_series] if also else ()))
-            return False, await self._fetch(connection, question, *values)
+            values = (device_id, metric, *between, step)
+            also = f"\nunion all {also}" if also else ""
+            return False, await self._fetch(connection, _CURVE, *values, also=also)
 
         rollups, rows = await self._answer(ask)
         buckets = [[r["ts_us"] / 1e6, r["min"], r["mean"], r["max"], r["count"]] for r in rows]
@@ -360,10 +363,12 @@ class Lookup(OneConnection):
                 self.drop()
         return answer
 
-    async def _fetch(self, connection: Connection, question: str, *values: Any) -> list[Record]:
-        """Ask about the table that is written to, and no other."""
-        source = self._known.target.source
-        rows: list[Record] = await connection.fetch(question.replace(_SOURCE, source), *values)
+    async def _fetch(
+        self, connection: Connection, question: str, *values: Any, also: str = ""
+    ) -> list[Record]:
+        """Ask about the table that is written to, and no other. `also`: rows that a curve has."""
+        question = question.replace(_SOURCE, self._known.target.source).replace(_ALSO, also)
+        rows: list[Record] = await connection.fetch(question, *values)
         return rows
 
     async def _look_for_index(self, connection: Connection) -> None:

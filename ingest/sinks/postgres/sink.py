@@ -12,8 +12,7 @@ Does not: decide what to do about a verdict, or wait between tries.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 
 from asyncpg import Connection
 
@@ -22,10 +21,10 @@ from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.model.moments import TableForm
 from ingest.model.ports import SetAside, Stored
 from ingest.sinks.postgres import statements
-from ingest.sinks.postgres.batch_tables import NumberedRows, TableRows, by_table, numbered
+from ingest.sinks.postgres.batch_tables import New, NumberedRows, TableRows, by_table, numbered
 from ingest.sinks.postgres.checked_connection import READINGS_ONLY, CheckedConnection
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
-from ingest.sinks.postgres.statements import New
+from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, PartitionsOfTables
+from ingest.sinks.postgres.schema import TargetTable
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
 _ISOLATING = "; set constraints all immediate; savepoint range"
@@ -37,54 +36,52 @@ _UNDO_RANGE = "rollback to savepoint range"
 class SinkPostgres(CheckedConnection):
     """A ports.Sink on one connection, which is opened when it is first needed."""
 
-    # Shared by the sinks of a process: of `readings`, and of declared tables by their names.
-    late: KnownPartitions | None = None
-    late_of: Mapping[str, KnownPartitions] = MappingProxyType({})
+    late: PartitionsOfTables | None = None  # shared by the sinks of a process
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or none that we know of. Opens the connection if there is none.
 
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
-        batch = by_table(tuples, rows)
-        await self.ready([each.form for each in batch])
+        batch = await by_table(tuples, rows)
         try:
             stored = await self._write(batch, idempotent=idempotent)
         except WriteFailed as failed:
-            late, times_us = self._lacking(failed, batch)
-            if late is None:
+            if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
                 raise
-            if not await late.make_for(times_us):
-                failed.known_rows = late.knows
+            times_us = self._times_us(batch, failed.table)
+            if not await self.late.make_for(times_us):
+                failed.known_rows = all(self.late.of(each).knows for each in times_us)
                 raise
-            await self.ready([each.form for each in batch])
             stored = await self._write(batch, idempotent=idempotent)
         for each, new in zip(batch, stored, strict=True):
             self.tables[each.form].written(each.readings - new.in_table)
         committed = sum(map(sum, stored))
         return Stored(committed, rows - committed)
 
-    def _lacking(
-        self, failed: WriteFailed, batch: Sequence[TableRows]
-    ) -> tuple[KnownPartitions | None, list[int]]:
-        """Return who knows the partitions of the table that lacks one, and all times for it."""
-        if failed.verdict is not Verdict.NO_PARTITION:
-            return None, []
-        for each in batch:
-            if each.form is not None and each.form.table == failed.table:
-                return self._late(each.form), each.times_us()
-        # A value that the row of its moment has not is stored in `readings`.
-        return self.late, [ts_us for each in batch for ts_us in each.times_us()]
+    def _times_us(
+        self, batch: Sequence[TableRows], lacking: str | None
+    ) -> dict[TargetTable, list[int]]:
+        """Return for which times each table needs a partition, if the table `lacking` has none."""
+        found = {self._table(each.form): each.times_us() for each in batch}
+        readings = self._table(None)
+        if lacking == readings.table:
+            # A value that the row of its moment has not is stored in `readings`.
+            found[readings] = [ts_us for times_us in found.values() for ts_us in times_us]
+        return found
 
-    def _late(self, form: TableForm | None) -> KnownPartitions | None:
-        return self.late if form is None else self.late_of.get(form.table)
+    def _table(self, form: TableForm | None) -> TargetTable:
+        target = self.target_of(form)
+        return (
+            target if isinstance(target, TargetTable) else TargetTable(target.schema, target.table)
+        )
 
     async def _write(self, batch: Sequence[TableRows], *, idempotent: bool) -> list[New]:
         """Store a batch; return what is new in it of each table."""
         copied = [
             each.form
             for each in batch
-            if not idempotent and self.method == "copy" and self.tables[each.form].takes_copy
+            if not idempotent and self.method == "copy" and self._takes_copy(each.form)
         ]
         if copied:
             try:
@@ -95,6 +92,10 @@ class SinkPostgres(CheckedConnection):
                 if failed.verdict is not Verdict.DUPLICATE:
                     raise
         return await self._write_tables(batch, ())
+
+    def _takes_copy(self, form: TableForm | None) -> bool:
+        known = self.tables.get(form)
+        return known is None or known.takes_copy
 
     async def _copy_alone(self, rows: TableRows) -> New:
         """Check the table, and store new rows, in one message."""
@@ -154,7 +155,7 @@ class SinkPostgres(CheckedConnection):
     async def _store_once(self, connection: Connection, rows: TableRows) -> New:
         sql = self.tables[rows.form].statements
         store = sql.insert_arrays if self.method == "insert" else sql.store_staged
-        return await store(connection, rows.tuples)
+        return await store(connection, rows)
 
     # Row by row
 
@@ -165,7 +166,7 @@ class SinkPostgres(CheckedConnection):
         """
         found: dict[TableForm | None, list[TableRows]] = {}
         for row in rows:
-            (each,) = by_table([row], 1)
+            (each,) = await by_table([row], 1)
             found.setdefault(each.form, []).append(each)
         if like_stored:
             for form in [*found] or READINGS_ONLY:
@@ -195,12 +196,15 @@ class SinkPostgres(CheckedConnection):
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         bad = list[Refusal]()
-        batch = list[NumberedRows]()
-        for each in numbered(tuples):
-            late = self._late(each.form)
-            if late is not None and late.eager:
-                await late.make_for(each.times_us())
-            batch.append(_without_partition(each, late, bad))
+        batch = numbered(tuples)
+        await self.ready([each.form for each in batch])
+        if self.late is not None:
+            if self.late.eager:
+                await self.late.make_for(
+                    {self._table(each.form): each.times_us() for each in batch}
+                )
+            late = [self.late.of(self._table(each.form)) for each in batch]
+            batch = [_without_partition(*each, bad) for each in zip(batch, late, strict=True)]
         committed, done = 0, False
         try:
             await self._begin(batch, [each.form for each in batch], _ISOLATING)
@@ -279,10 +283,10 @@ def _level(forms: Sequence[TableForm | None]) -> str:
 
 
 def _without_partition(
-    rows: NumberedRows, late: KnownPartitions | None, bad: list[Refusal]
+    rows: NumberedRows, late: KnownPartitions, bad: list[Refusal]
 ) -> NumberedRows:
     """Return the rows to try; add to `bad` those of which it is known: no partition."""
-    if late is None or not late.knows:
+    if not late.knows:
         return rows
     kept = list[int]()
     for row, ts_us in enumerate(rows.times_us()):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import asyncpg
 
 from ingest.model.block import HEADER, PG_EPOCH_US, TRAILER, decode_rows
+from ingest.sinks.postgres.batch_tables import New, TableRows
 from ingest.sinks.postgres.schema import KEY_LIST, STATE, Look, literal
 
 ALTERED = "3F000"  # of the check; also of a schema that is gone
@@ -51,13 +52,6 @@ where l.relation in (select to_regclass($1) union
 order by not l.granted, a.xact_start limit 1"""
 
 
-class New(NamedTuple):
-    """How many readings of a write are new: in their table, and in `readings` in place of it."""
-
-    in_table: int
-    in_readings: int = 0
-
-
 class Statements(NamedTuple):
     """The statements for the table `readings` on one connection.
 
@@ -77,23 +71,23 @@ class Statements(NamedTuple):
     make_staging: str = MAKE_STAGING
     empty_staging: str = EMPTY_STAGING
 
-    async def store_staged(self, connection: asyncpg.Connection, tuples: Sequence[bytes]) -> New:
+    async def store_staged(self, connection: asyncpg.Connection, rows: TableRows) -> New:
         """COPY encoded rows into the staging table, and INSERT the new ones.
 
         Call it in a transaction, on a connection that has the staging table.
         """
-        await copy(connection, _COPY_STAGED, tuples)
+        await copy(connection, _COPY_STAGED, rows.tuples)
         return New(count_of(await connection.execute(self.insert_staged)))
 
-    async def insert_arrays(self, connection: asyncpg.Connection, tuples: Sequence[bytes]) -> New:
+    async def insert_arrays(self, connection: asyncpg.Connection, rows: TableRows) -> New:
         """INSERT encoded rows as arrays."""
-        rows = list(decode_rows(b"".join(tuples)))
+        readings = list(decode_rows(b"".join(rows.tuples)))
         tag = await connection.execute(
             self.insert_values,
-            [(row.ts_us - PG_EPOCH_US,) for row in rows],
-            [row.device_id for row in rows],
-            [row.metric for row in rows],
-            [row.value for row in rows],
+            [(each.ts_us - PG_EPOCH_US,) for each in readings],
+            [each.device_id for each in readings],
+            [each.metric for each in readings],
+            [each.value for each in readings],
         )
         return New(count_of(tag))
 

@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "post_rows_max": 5_000,
         "batch_rows": 100,
         "batch_rows_max": 20_000,  # DESIGN.md 48
-        "batch_linger_s": 0.02,
+        "batch_linger_s": 0.1,
         "writers": 2,
         "write_method": "copy",
         "retries_max": 8,

@@ -17,9 +17,11 @@ from ingest.model.moments import (
     MARK,
     decode_readings,
     first_readings,
+    form_of_table,
     reading_bytes_max,
     readings_fault,
     runs,
+    section,
 )
 from ingest.model.placed_rows import encode_placed, place_readings
 from ingest.model.reading import Reading
@@ -167,3 +169,5 @@ def test_damaged_sections_are_told() -> None:
         changed = tuples[:at] + bytes([tuples[at] ^ 0x81]) + tuples[at + 1 :]
         if readings_fault(changed, 2) == "":
             assert len(list(decode_readings(changed))) == 2
+    empty = section(form_of_table(CLIMATE).head, b"", 0, 0)
+    assert readings_fault(tuples + empty, 2) == "its bytes are not as many rows as it says"

@@ -99,7 +99,7 @@ async def test_batch_comes_not_sooner_than_the_linger_after_the_one_before() -> 
     task = asyncio.create_task(gathered(gatherer))
     await asyncio.sleep(0)
     blocks = await put(buffer, *[500] * 2)
-    assert await task == Batch(blocks, 1_000, "count"), "the cap is less than ROWS_AT_ONCE"
+    assert await task == Batch(blocks, 1_000, "count"), "so many never wait"
 
 
 @pytest.mark.parametrize("waits", [False, True])

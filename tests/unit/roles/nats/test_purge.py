@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.roles.nats.purge import KEPT, Kept, Lag, lag_of, place_to_skip_to
+from ingest.roles.nats.purge import KEPT, KeptPlaces, Lag, lag_of, place_to_skip_to
 from ingest.roles.nats.stream_state import state_of
 from ingest.roles.nats.streams import Found
 
@@ -16,7 +16,7 @@ STEPS = st.lists(st.tuples(st.floats(0, 40), st.integers(0, 5)), min_size=1, max
 @given(STEPS, st.sampled_from([0, 10, 100]))
 def test_each_message_stays_for_its_time(steps: list[tuple[float, int]], keep_s: float) -> None:
     """Never shorter, and longer by a thousandth at most."""
-    kept = Kept(keep_s)
+    kept = KeptPlaces(keep_s)
     now_s = done_to = 0.0
     done_at: list[tuple[float, int]] = []
     for pause_s, more in steps:
@@ -32,7 +32,7 @@ def test_each_message_stays_for_its_time(steps: list[tuple[float, int]], keep_s:
 
 def test_consumer_that_was_made_anew_keeps_all_again() -> None:
     """Messages that are done a second time stay for their whole time after that."""
-    kept = Kept(10)
+    kept = KeptPlaces(10)
     assert kept.note(0, 100) == 0
     assert kept.note(10, 100) == 100
     assert kept.note(11, 0) == 0
@@ -43,7 +43,7 @@ def test_consumer_that_was_made_anew_keeps_all_again() -> None:
 
 def test_another_stream_keeps_all_again() -> None:
     """What was remembered of the one before is no place of it."""
-    kept = Kept(10)
+    kept = KeptPlaces(10)
     kept.note(0, 100)
     kept.clear()
     assert kept.note(10, 200) == 0
@@ -52,7 +52,7 @@ def test_another_stream_keeps_all_again() -> None:
 def test_long_time_needs_little_memory() -> None:
     """A week, with a look every ten seconds."""
     week_s = 7 * 86_400
-    kept = Kept(week_s)
+    kept = KeptPlaces(week_s)
     to = [kept.note(10.0 * number, number) for number in range(week_s // 10 + 1_000)]
     assert max(to) > 900
     assert len(kept) <= 2_002

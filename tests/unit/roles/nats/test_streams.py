@@ -8,8 +8,10 @@ import pytest
 
 from ingest.roles.nats.streams import (
     FIXED,
+    UNDECLARED,
     Found,
     changed,
+    degraded,
     differences,
     faults,
     for_tables,
@@ -105,6 +107,9 @@ def test_stream_that_may_hold_rows_of_tables_is_marked_once_and_stays_so() -> No
         assert changed(wanted, marked | {"max_age": 5}) == marked
     (found,) = differences(with_tables, config | {"subjects": ["other.>"]})
     assert found.fixed
+    there = Found({"config": marked, "cluster": {"leader": "n1"}}, None)
+    assert [each.fault for each in degraded(there, WANTED)] == [UNDECLARED]
+    assert degraded(there, for_tables(WANTED)) == []
     assert "subjects" in FIXED, "earlier versions have it there, and refuse"
 
 
