@@ -17,7 +17,7 @@ CEILINGS = {
     "ingest": 19,
     "ingest/access": 418,
     "ingest/admin": 1166,
-    "ingest/app": 1657,
+    "ingest/app": 1660,
     "ingest/buffers": 1706,
     "ingest/cli": 1810,
     "ingest/config": 718,
@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 101,
     "ingest/writer": 601,
     "ingest/years": 2104,
-    "tests": 47241,
+    "tests": 47288,
     "loadgen": 4533,
-    "benchmarks": 2650,
+    "benchmarks": 2651,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
