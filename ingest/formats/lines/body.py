@@ -23,7 +23,7 @@ from ingest.formats.lines.careful import (
     next_line,
     stamp_us,
 )
-from ingest.formats.lines.fast import ONE_BYTES_MAX, Columns, Lines, many, one
+from ingest.formats.lines.fast import ONE_BYTES_MAX, Columns, TakenLines, many, one
 from ingest.formats.lines.keys import KEPT_KEYS, UNREADABLE, Keys, Naming
 from ingest.formats.lines.moments import PlacedLines, end_of_slice, place_lines
 from ingest.formats.moments import each_of
@@ -121,8 +121,8 @@ class _BodyReader:
         """Read lines without `"` all together. Returns False if that is not possible."""
         keys, post = self._keys(), self._post.post
         lines = many(marked(text, self._post.naming.escapes), keys, post)
-        read = place_lines(lines, self._lines, post) if isinstance(lines, Lines) else lines
-        if isinstance(lines, Lines) and read is not None and lines.new:
+        read = place_lines(lines, self._lines, post) if isinstance(lines, TakenLines) else lines
+        if isinstance(lines, TakenLines) and read is not None and lines.new:
             keys.keep(lines.new)
         self._is_doubtful = read is None
         if read is not None:

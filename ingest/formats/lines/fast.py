@@ -69,7 +69,7 @@ class Columns(Struct, frozen=True, gc=False):
     are_taken: bool
 
 
-class Lines(Struct, frozen=True, gc=False):
+class TakenLines(Struct, frozen=True, gc=False):
     """Lines of which declared tables may take some values: key, fields and time of each.
 
     `named` are what the keys tell, and `new` those that are not kept yet.
@@ -128,7 +128,7 @@ def one(text: bytes, keys: Keys, post: Post) -> tuple[int, bytes] | None:
     return ts_us, row
 
 
-def many(text: bytes, keys: Keys, post: Post) -> Columns | Lines | None:
+def many(text: bytes, keys: Keys, post: Post) -> Columns | TakenLines | None:
     """Return the rows of whole lines, marked and without `"`, or None if there is a doubt.
 
     A line feed ends each line but the last one, which may have one. If a declared table may take
@@ -152,14 +152,14 @@ def many(text: bytes, keys: Keys, post: Post) -> Columns | Lines | None:
 
 def _read(
     texts: list[bytes], field_sets: list[bytes], stamps: list[bytes], keys: Keys, post: Post
-) -> Columns | Lines | None:
+) -> Columns | TakenLines | None:
     """Read keys, fields and times of lines; without times there are no stamps. Raises DOUBTS."""
     found = None
     if keys.kept.are_taken:
         found = _named(texts, keys, post)
         if _are_taken(found[0]):
             times = _times(stamps, post) if stamps else _times_of_receipt(len(texts), post)
-            return None if times is None else Lines(texts, field_sets, times, *found)
+            return None if times is None else TakenLines(texts, field_sets, times, *found)
     cells = _cells(field_sets)
     times = _times(stamps, post) if stamps else _times_of_receipt(len(texts), post)
     if cells is None or times is None:
@@ -173,7 +173,7 @@ def _read(
     except KeyError:
         if not _are_taken(named):
             raise
-        return Lines(texts, field_sets, times, named, new)
+        return TakenLines(texts, field_sets, times, named, new)
     if new:
         keys.keep(new)
     return Columns(times_pg_us, names, values, times.newest_us, len(texts), counts, False)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 from msgspec import Struct
 
-from ingest.formats.lines.fast import DOUBTS, NO_MARKS, Columns, Lines, values_of
+from ingest.formats.lines.fast import DOUBTS, NO_MARKS, Columns, TakenLines, values_of
 from ingest.formats.lines.keys import LineKind, Named
 from ingest.formats.moments import METRICS_MAX, Items, picked, place_items
 from ingest.formats.post import EXACT_MAX, Post
@@ -40,7 +40,7 @@ class PlacedLines(Struct, frozen=True, gc=False):
     lines: int
 
 
-class Group(NamedTuple):
+class LineGroup(NamedTuple):
     """Lines with the same fields: marked names, with commas between them.
 
     `values` are those of the first line, then those of the next one; so are `owners`, the numbers
@@ -54,11 +54,11 @@ class Group(NamedTuple):
     values: list[float]
     owners: list[int] | None
 
-    def of(self, places: list[int]) -> Group:
+    def of(self, places: list[int]) -> LineGroup:
         """Return some of the lines."""
         count = len(self.values) // len(self.named)
         spread = [place * count + at for place in places for at in range(count)]
-        return Group(
+        return LineGroup(
             self.fields,
             [self.numbers[place] for place in places],
             [self.times_pg_us[place] for place in places],
@@ -78,7 +78,7 @@ class Group(NamedTuple):
         return owners
 
 
-def place_lines(lines: Lines, first: int, post: Post) -> PlacedLines | Columns | None:
+def place_lines(lines: TakenLines, first: int, post: Post) -> PlacedLines | Columns | None:
     """Encode the values of lines, each in its home, or return None if there is a doubt.
 
     `first` is the number of the first line. Returns columns if they cannot be encoded together.
@@ -95,10 +95,12 @@ def place_lines(lines: Lines, first: int, post: Post) -> PlacedLines | Columns |
     return lines.columns(are_taken=homes is None or bool(homes))
 
 
-def _placed(lines: Lines, first: int, homes: Homes, tables: Tables) -> tuple[bytes, Sequence[int]]:
+def _placed(
+    lines: TakenLines, first: int, homes: Homes, tables: Tables
+) -> tuple[bytes, Sequence[int]]:
     """Encode the values of lines of one era, each in its home. Raises DOUBTS."""
     rows = PlacedRows()
-    joining = list[Group]()
+    joining = list[LineGroup]()
     for group in _groups(lines, first):
         kinds = [shape.kind(group.fields, homes) for _, shape in group.named]
         for kind in {*kinds}:
@@ -115,7 +117,7 @@ def _placed(lines: Lines, first: int, homes: Homes, tables: Tables) -> tuple[byt
     return tuples, owners
 
 
-def _add(rows: PlacedRows, group: Group, kind: LineKind) -> None:
+def _add(rows: PlacedRows, group: LineGroup, kind: LineKind) -> None:
     """Add lines that become rows of the same forms."""
     values, count = group.values, len(group.values) // len(group.named)
     for form, places in kind.rows:
@@ -130,7 +132,7 @@ def _add(rows: PlacedRows, group: Group, kind: LineKind) -> None:
             rows.add_plain(group.times_pg_us, names, *of_plain)
 
 
-def _items(groups: list[Group]) -> Items:
+def _items(groups: list[LineGroup]) -> Items:
     """Return lines that become one row with others of the same device and time."""
     metrics: dict[tuple[int, bytes], tuple[str, ...]] = {}
     all_metrics, device_ids = list[tuple[str, ...]](), list[str]()
@@ -150,7 +152,7 @@ def _items(groups: list[Group]) -> Items:
     )
 
 
-def _groups(lines: Lines, first: int) -> Iterator[Group]:
+def _groups(lines: TakenLines, first: int) -> Iterator[LineGroup]:
     """Yield the lines with the same fields together. Raises DOUBTS."""
     times_pg_us, named = lines.times.pg_us, lines.named
     texts, joined = _joined(lines)
@@ -168,7 +170,7 @@ def _groups(lines: Lines, first: int) -> Iterator[Group]:
             if not joined.keys().isdisjoint(of_group):
                 own = [joined.get(line) or [line] * (fields.count(b",") + 1) for line in of_group]
                 owners = [first + line for of_line in own for line in of_line]
-            yield Group(
+            yield LineGroup(
                 fields,
                 [first + line for line in of_group],
                 [times_pg_us[line] for line in of_group],
@@ -178,7 +180,7 @@ def _groups(lines: Lines, first: int) -> Iterator[Group]:
             )
 
 
-def _joined(lines: Lines) -> tuple[list[bytes], dict[int, list[int]]]:
+def _joined(lines: TakenLines) -> tuple[list[bytes], dict[int, list[int]]]:
     """Return the fields of each line; lines of one key and time become the first one of them.
 
     Of such a line also returns the line of each field. The others have no fields then. Raises
