@@ -57,7 +57,6 @@ select metric, (extract(epoch from max(ts)) * 1000000)::int8 as newest_us from (
     where ts >= 'epoch'::timestamptz + $1 * interval '1 us' and ts < 'infinity'
     order by ts desc limit 200000) r
 group by metric order by 2 desc, 1"""
-_FAULTS_TOLD = 3
 _VIEW = """
 select c.relkind::text as kind, coalesce(obj_description(c.oid, 'pg_class'), '') as comment
 from pg_class c where c.oid = to_regclass($1)"""
@@ -117,24 +116,23 @@ async def _stored_before(
 ) -> list[str]:
     """Return why these columns, which are not there yet, may not begin when they are declared to.
 
-    Only the newest readings are looked at.
+    Only the newest readings are looked at. The newest of all that speak against it is told.
     """
     if not await connection.fetchval("select to_regclass($1) is not null", readings.name):
         return []
     least_us = min(since_us for table in new for since_us in table.since_us)
-    rows = await connection.fetch(_NEWEST.format(readings=readings.source), least_us)
-    homes, faults = Tables(new), list[str]()
-    for row in rows:
+    homes = Tables(new)
+    for row in await connection.fetch(_NEWEST.format(readings=readings.source), least_us):
         home = homes.home(row["metric"])
         if home is not None and row["newest_us"] >= home.since_us:
-            column = home.table.columns[home.column]
-            faults.append(
-                f"{readings.name} has readings of {literal(row['metric'])} until "
-                f"{rfc3339_or_us(row['newest_us'])}, and column {quoted(column)} of "
-                f"{quoted(home.table.name)} is to begin at {rfc3339_or_us(home.since_us)}: they "
-                "would be stored twice if they were posted again; declare a later `since`"
-            )
-    return faults[:_FAULTS_TOLD]
+            column = quoted(home.table.columns[home.column])
+            return [
+                f"column {column} of {quoted(home.table.name)} is to begin at "
+                f"{rfc3339_or_us(home.since_us)} (tables_file), but {readings.name} has readings "
+                f"of {literal(row['metric'])} until {rfc3339_or_us(row['newest_us'])}: "
+                "posted again, they would be stored twice; declare a later `since`"
+            ]
+    return []
 
 
 def _comment_faults(

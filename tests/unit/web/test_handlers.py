@@ -351,6 +351,14 @@ async def test_heads_that_never_come_again_do_not_fill_the_memory() -> None:
         assert len(front._heads) == 10
 
 
+async def test_slow_head_ends_as_an_idle_connection_does() -> None:
+    """Not before: docs/library.md says so, and that a proxy belongs before the app."""
+    async with mounted(server={"keepalive_timeout": 0.2}) as app:
+        client = await app.connect(post(GOOD)[:20])
+        assert not await client.closed(0.05)
+        assert await client.closed()
+
+
 async def test_posts_wait_for_a_round_with_a_share_left() -> None:
     """So they leave time to the handlers of the app, however many come."""
     async with mounted() as app:
