@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -15,15 +16,14 @@ from ingest.model.moments import (
     COLUMNS_MAX,
     MARK,
     decode_readings,
-    encode_placed,
     first_readings,
     form_of_table,
-    place_readings,
     reading_bytes_max,
     readings_fault,
     runs,
     section,
 )
+from ingest.model.placed_rows import encode_placed, place_readings
 from ingest.model.reading import Reading
 from ingest.model.tables import ColumnTable, Tables, metric_of
 
@@ -53,7 +53,7 @@ READINGS = st.lists(
 )
 
 
-def placed(readings: list[Reading]) -> tuple[bytes, list[int] | None]:
+def placed(readings: list[Reading]) -> tuple[bytes, Sequence[int] | None]:
     """Encode readings, each in its home."""
     return encode_placed(
         [each.ts_us - PG_EPOCH_US for each in readings],
