@@ -23,7 +23,7 @@ CEILINGS = {
     "ingest/config": 718,
     "ingest/dead_letters": 1360,
     "ingest/embedded": 577,
-    "ingest/formats": 3840,
+    "ingest/formats": 3842,
     "ingest/http": 1929,
     "ingest/http_client": 190,
     "ingest/model": 1053,
@@ -35,7 +35,7 @@ CEILINGS = {
     "ingest/web": 101,
     "ingest/writer": 601,
     "ingest/years": 2104,
-    "tests": 47323,
+    "tests": 47325,
     "loadgen": 4533,
     "benchmarks": 2651,
 }
