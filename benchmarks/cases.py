@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from benchmarks.contenders import CONTENDERS, Contender, Figures
+from benchmarks.contenders import CONTENDERS, CPU_US, Contender, Figures
 from benchmarks.fleets import FLEETS, HOSTS, MIXED, QUIET
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
@@ -19,7 +19,6 @@ from benchmarks.stories import STORIES
 ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES, *FLEETS)
 }
-CPU_US = "cpu_us_per_reading"
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -219,6 +218,33 @@ CASES = (
             ("singles", "Single readings", 0.75),
             ("hundreds", "Posts of 100", 0.9),
         )
+    ),
+    Case(
+        "library_singles",
+        "As a library: single readings, in an app of aiohttp and to the service",
+        ("bare", "singles_web", "singles_journal_durable"),
+        (
+            Wanted(
+                "posts/s of the service's own protocol, divided by those of the app: below this "
+                "the own protocol goes",
+                ratio("singles_journal_durable", "singles_web", "posts_per_s"),
+                1.25,
+            ),
+        ),
+        "posts_per_s",
+    ),
+    Case(
+        "library",
+        "As a library: 100 readings, in an app of aiohttp, put without HTTP, and to the service",
+        ("hundreds_web", "put_1", "put_64", "hundreds_journal_durable"),
+        (
+            Wanted(
+                "rows/s that 64 tasks put, divided by those of the service",
+                ratio("put_64", "hundreds_journal_durable"),
+                0.8,
+            ),
+        ),
+        "rows_per_s",
     ),
     Case(
         "fleet_singles",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks import floors, peers, wrk
+from benchmarks import floors, library, peers, wrk
 from benchmarks.database import count_rows
 from benchmarks.processes import Broken, Child, make_certificate, own_server, scratch
 from benchmarks.service import Service
@@ -29,6 +29,7 @@ WARM_S = 1.0
 INSERTS_S_MIN = 3.0
 COPY_ROWS_PER_S = 500_000  # about; says how many rows a run of `seconds` copies
 JOURNAL = ("--buffer", "journal")
+CPU_US = "cpu_us_per_reading"
 COMMITTED, DURABLE = f"{wrk.READINGS}?ack=committed", f"{wrk.READINGS}?ack=durable"
 LINES = "/write?precision=u&ack=durable"  # the same bytes as InfluxDB gets
 
@@ -72,9 +73,9 @@ def peak_figures(peak: wrk.Peak, rows: int) -> Figures:
 
 
 @contextmanager
-def running_service(*flags: str) -> Iterator[Service]:
+def running_service(*flags: str, module: str = "ingest") -> Iterator[Service]:
     """Give a fresh service in a folder of its own."""
-    with scratch() as folder, Service(folder / "state", *flags) as service:
+    with scratch() as folder, Service(folder / "state", *flags, module=module) as service:
         yield service
 
 
@@ -102,6 +103,7 @@ def service_peak(
     return {
         **peak_figures(peak, rows),
         "rows_per_s": committed / took_s,
+        CPU_US: (used.service_s - cpu.service_s) / committed * 1e6,
         "server_cores": (used.service_s - cpu.service_s) / took_s,
         "postgres_cores": (used.postgres_s - cpu.postgres_s) / took_s,
         "rss_peak_mib": service.child.rss_peak_mib(),
@@ -120,10 +122,14 @@ def check_table(service: Service) -> None:
 
 
 def measure_service(
-    plan: Plan, script: str, target: str = wrk.READINGS, flags: tuple[str, ...] = ()
+    plan: Plan,
+    script: str,
+    target: str = wrk.READINGS,
+    flags: tuple[str, ...] = (),
+    module: str = "ingest",
 ) -> Figures:
     """Measure a fresh service at its peak."""
-    with running_service(*flags) as service:
+    with running_service(*flags, module=module) as service:
         warm_up(service, script, target)
         figures = service_peak(service, script, plan.seconds, FIRST_US, target=target)
         check_table(service)
@@ -179,6 +185,24 @@ def measure_inserts(plan: Plan, script: str, kind: str = "first") -> Figures:
     if there < peak.taken * rows:
         raise Broken(f"{peak.taken * rows} readings taken, {there} in the table")
     return {**figures, "rows_per_s": there / took_s, "postgres_cores": used_s / peak.seconds}
+
+
+def measure_app(plan: Plan, script: str) -> Figures:
+    """Measure an app of aiohttp with the pages; the service beside it only lends its database."""
+    with running_service() as service:
+        of_app = ("--database-url", service.database_url, "--partition-span", "none")
+        figures = measure_service(
+            plan, script, DURABLE, (*JOURNAL, *of_app), module=library.__name__
+        )
+    del figures["postgres_cores"]  # it has started none
+    return figures
+
+
+def measure_puts(plan: Plan, tasks: int) -> Figures:
+    """Measure tasks of this process that put; the service beside it only lends its database."""
+    with running_service() as service, scratch() as folder:
+        url = service.database_url
+        return uvloop.run(library.puts(url, folder / "state", tasks, plan.seconds))
 
 
 # Streams are encoded once: every run has a fresh table.
@@ -256,6 +280,11 @@ def _of_script(script: str) -> tuple[Contender, ...]:
     return (
         *_ways(script, WAYS),
         Contender(
+            f"{script}_web",
+            "iot-ingest in an app of aiohttp, journal, ack=durable",
+            partial(measure_app, script=script),
+        ),
+        Contender(
             f"{script}_inserts",
             f"one INSERT per {'request' if script == 'singles' else 'reading'}",
             partial(measure_inserts, script=script),
@@ -296,6 +325,15 @@ CONTENDERS = (
         for rows in floors.COPY_BATCHES
     ),
     *_of_script("hundreds"),
+    *(
+        Contender(
+            f"put_{tasks}",
+            f"put of 100 by {tasks} task{'s' * (tasks > 1)}, journal, ack=durable",
+            partial(measure_puts, tasks=tasks),
+            by_wrk=False,
+        )
+        for tasks in (1, wrk.CONNECTIONS)
+    ),
     *_ways("telegraf", WAYS[-1:]),
     *_peers("telegraf"),
 )

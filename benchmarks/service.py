@@ -36,7 +36,8 @@ class Service:
 
     `folder` is the state folder; the service uses again what an earlier start left there. `command`
     is `serve` or `up`. `flags` come after BUFFERED, so they win; `up` gets no BUFFERED. `tree` is
-    the checkout whose code runs (`python -m ingest`), `env` takes the place of PLAIN_TABLE.
+    the checkout whose code runs (`python -m ingest`; or `module`, which is told the same), `env`
+    takes the place of PLAIN_TABLE.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Service:
         *flags: str,
         port: int = 0,
         command: str = "serve",
+        module: str = "ingest",
         tree: Path = REPOSITORY,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -55,7 +57,7 @@ class Service:
         self.child = Child(
             "service",
             [
-                *(sys.executable, "-P", "-m", "ingest", command, "--state-dir", folder),
+                *(sys.executable, "-P", "-m", module, command, "--state-dir", folder),
                 *("--listen", f"127.0.0.1:{port}", "--admin-listen", "127.0.0.1:0"),
                 *("--log-level", "warning", *(BUFFERED if command == "serve" else ()), *flags),
             ],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
     from ingest.sinks.postgres.housekeeping.runs import Job
     from ingest.sinks.postgres.lookup import RolledCurve
+    from ingest.sinks.postgres.schema import TargetTable
 
 # Gets the settings. Returns what `ingest doctor` finds: of each finding name, state and words.
 MakeChecks = Callable[["Settings"], Awaitable[Sequence[tuple[str, str, str]]]]
@@ -33,6 +34,11 @@ FindLetters = Callable[
     ["Settings", "str | None", "LetterStore"], AbstractAsyncContextManager["LetterStore"]
 ]
 FOLDERS = ("years", "roles", "mqtt")
+NOT_OF_DECLARED = (
+    "keep_hot would drop old rows of the declared tables (tables_file) although {} is set, which "
+    "has only what is in the table of readings: they would be nowhere. Remove one of these three "
+    "settings"
+)
 OF_YEARS = ("keep_hot", "archive_dir", "rollups")  # settings that nothing else follows
 
 
@@ -41,8 +47,8 @@ class Annex(NamedTuple):
 
     That file must load quickly, and no library of the annex. `jobs` returns jobs of the
     housekeeping; their long steps ask the function whether to stop. `late_partitions` returns what
-    makes partitions for late readings; its last parameter is `eager`. `rolled_curve` returns
-    what answers the page from rollups.
+    makes partitions for late readings of a table. `rolled_curve` returns what answers the page
+    from rollups.
     """
 
     causes: Mapping[str, Cause] = MappingProxyType({})
@@ -50,7 +56,7 @@ class Annex(NamedTuple):
     checks: MakeChecks | None = None
     letters: FindLetters | None = None
     jobs: Callable[[Settings, Callable[[], bool]], list[Job]] | None = None
-    late_partitions: Callable[[Settings, DatabaseUrl, bool], KnownPartitions] | None = None
+    late_partitions: Callable[[Settings, DatabaseUrl, TargetTable], KnownPartitions] | None = None
     rolled_curve: Callable[[], RolledCurve] | None = None
 
 
@@ -110,7 +116,10 @@ def module_of(command: str) -> ModuleType:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise StartError if a setting asks for an annex that is not there."""
+    """Raise StartError if a setting asks for an annex that is not there, or for what none does."""
+    for name in ("archive_dir", "rollups"):
+        if settings.tables_file and settings.keep_hot and getattr(settings, name):
+            raise StartError(NOT_OF_DECLARED.format(name))
     if why := lacking(settings):
         raise StartError(why)
 

@@ -13,7 +13,11 @@ from ingest.config.database_url import RereadUrl
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, LateLimit
+from ingest.sinks.postgres.housekeeping.known_partitions import (
+    KnownPartitions,
+    LateLimit,
+    PartitionsOfTables,
+)
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
 from ingest.sinks.postgres.schema import TargetTable
@@ -53,7 +57,7 @@ def make_sink(
     name: str = "iot-ingest",
     known: KnownServer | None = None,
     on_checked: Callable[[str], None] | None = None,
-    late: KnownPartitions | None = None,
+    late: PartitionsOfTables | None = None,
 ) -> SinkPostgres:
     """Return a sink that connects to `url` at its first use; see CheckedConnection."""
     sink = SinkPostgres(
@@ -79,7 +83,7 @@ def make_replay_sink(
 ) -> SinkPostgres:
     """Return a sink for a replay by hand, which may need partitions for late readings."""
     sink = make_sink(url, settings, name=name, known=known)
-    sink.late = late_partitions(settings, housekeeping_url(settings, url), eager=True)
+    sink.late = late_of_tables(settings, housekeeping_url(settings, url), eager=True)
     return sink
 
 
@@ -98,21 +102,25 @@ def late_limit() -> LateLimit:
     return LateLimit(LATE_DAYS_MAX * DAY_US, f"{LATE_DAYS_MAX:,} days")
 
 
-def late_partitions(
-    settings: Settings, url: DatabaseUrl, *, eager: bool = False
-) -> KnownPartitions:
+def late_partitions(settings: Settings, url: DatabaseUrl, target: TargetTable) -> KnownPartitions:
     """Return what knows the partitions for readings that find none; an annex makes some, too.
 
     `url` is that of the owner.
     """
     for each in annexes():
         if each.late_partitions is not None:
-            return each.late_partitions(settings, url, eager)
+            return each.late_partitions(settings, url, target)
     return KnownPartitions(
         url,
         timeouts(settings),
         span=settings.partition_span,
-        target=make_target(settings),
+        target=target,
         limit=late_limit(),
-        eager=eager,
     )
+
+
+def late_of_tables(
+    settings: Settings, url: DatabaseUrl, *, eager: bool = False
+) -> PartitionsOfTables:
+    """Return the same for `readings` and all declared tables."""
+    return PartitionsOfTables(lambda target: late_partitions(settings, url, target), eager=eager)

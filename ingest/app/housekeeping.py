@@ -1,23 +1,27 @@
 """Housekeeping in the background of a process that writes, and what it has found.
 
-Each run has a connection of its own, so it never holds up a write. Several processes may do it:
-one of them runs, the others only look.
+Each run is for one table: `readings`, then each declared table. It has a connection of its own, so
+it never holds up a write. Several processes may do it: one of them runs, the others only look.
 Promises: an error is logged, and tried again with the next run. Nothing here pauses writes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import NamedTuple
 
 from ingest.app.annexes import annexes, check_settings
 from ingest.app.database import (
     housekeeping_url,
-    late_partitions,
+    late_of_tables,
     make_target,
     partitions_ahead,
     timeouts,
 )
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
 from ingest.config.values import duration_us
 from ingest.model.causes import Cause, Trouble, trouble_of
@@ -28,6 +32,7 @@ from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import Growth, growth
 from ingest.sinks.postgres.housekeeping.runs import Did, Job, Step
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, PARTITIONED, View
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.system.clock import sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
 from ingest.system.waiting import unless
@@ -97,6 +102,53 @@ def housekeeping_jobs(
     return jobs
 
 
+class TableJobs:
+    """`readings` and the declared tables, each with the jobs of its runs, in this order.
+
+    The parameters are those of housekeeping_jobs. A declared table has no archive and no rollups.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        from_us: int | None = None,
+    ) -> None:
+        self._readings = (
+            make_target(settings),
+            housekeeping_jobs(settings, stopped, from_us=from_us),
+        )
+        plain = replace(settings, archive_dir="", rollups=False)
+        self._of_declared = housekeeping_jobs(plain, stopped, from_us=from_us)
+        self._declared = [each.name for each in make_tables(settings).all]
+        self._schema = settings.table_schema
+
+    def __iter__(self) -> Iterator[tuple[TargetTable, list[Job]]]:
+        yield self._readings
+        for name in self._declared:  # in the schema that `readings` was found in meanwhile
+            yield TargetTable(self._schema, name), self._of_declared
+
+    def found(self, view: View) -> None:
+        """Take over in which schema a table was found."""
+        self._schema = view.schema or self._schema
+
+
+class TableFound(NamedTuple):
+    """What the last run has found of a table, and left.
+
+    `hidden` is what is said of detached partitions that a run has left behind. With thousands of
+    partitions it is not counted each time: so `bytes` is the sum of all, None without partitions.
+    """
+
+    view: View
+    bytes: int | None
+    oldest_us: int | None
+    growth: Growth | None
+    waiting: list[str]
+    hidden: str
+
+
 def ends_soon(view: View) -> bool:
     """Whether few partitions are left: readings of later days would become dead letters."""
     return view.kind == PARTITIONED and view.spans_ahead < SPANS_LEFT_MIN
@@ -123,16 +175,11 @@ class Housekeeping:
         self._settings = settings
         self._disk_free_bytes = disk_free_bytes
         self._url = housekeeping_url(settings, url)
-        self.late = late_partitions(settings, self._url)
+        self.late = late_of_tables(settings, self._url)
         self._stopping = asyncio.Event()  # until `run` is given another one
-        self._jobs = housekeeping_jobs(settings, lambda: self._stopping.is_set())  # noqa: PLW0108
-        self._view: View | None = None  # as the last run has left it
-        self._failed: list[str] = []  # of the last run
-        self._waiting: list[str] = []
-        self._hidden = ""  # what is said of detached partitions that a run has left behind
-        self.bytes: int | None = None  # of all partitions
-        self.oldest_us: int | None = None  # when the oldest reading was measured
-        self._growth: Growth | None = None
+        self._tables = TableJobs(settings, lambda: self._stopping.is_set())  # noqa: PLW0108
+        self._found: dict[str, TableFound] = {}  # by the name of the table
+        self._failed: dict[str, list[str]] = {}  # of the last run on each
         self._occasionally = Occasionally(WARNING_S)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -143,21 +190,26 @@ class Housekeeping:
         while not await sleep_unless(stopping, pause_s):
             pause_s = PAUSE_S
             # What a stop cuts off goes on in the next run, as after a kill.
-            report = await unless(stopping, self._once(stopping), grace_s=STOP_S_MAX)
-            if report is not None:
+            reports = await unless(stopping, self._all(stopping), grace_s=STOP_S_MAX)
+            if reports is not None and all(reports):
                 failures = 0
-                if report.has_more:  # the run has ended early
+                if any(each is not None and each.has_more for each in reports):  # has ended early
                     pause_s = 0.0
             else:
                 failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
                 pause_s = min(pause_s, failed_s)
                 failures += 1
 
-    async def _once(self, stopping: asyncio.Event) -> runs.Report | None:
+    async def _all(self, stopping: asyncio.Event) -> list[runs.Report | None]:
+        """Run once on each table."""
+        return [await self._once(stopping, *each) for each in self._tables]
+
+    async def _once(
+        self, stopping: asyncio.Event, target: TargetTable, jobs: list[Job]
+    ) -> runs.Report | None:
         """Run once; return None if another try may help soon."""
         settings = self._settings
-        where = (self._url(), timeouts(settings), settings.partition_span, self._jobs)
-        target = make_target(settings)
+        where = (self._url(), timeouts(settings), settings.partition_span, jobs)
         try:
             if settings.housekeeping:
                 report = await runs.run(*where, target=target, stopped=stopping.is_set)
@@ -168,11 +220,12 @@ class Housekeeping:
             # Posts must not stop for it, and would: an error that leaves a task ends the process.
             known = isinstance(error, StartError)
             why = str(error) if known else f"{type(error).__name__}: {error}"
-            self._failed = [why]
+            self._failed[target.table] = [why]
             if self._occasionally.due(why) is not None:
                 log.warning("housekeeping_failed", why=why, exc_info=not known)
             return None
-        self._look_at(report)
+        self._tables.found(report.view)
+        self._look_at(target.table, report)
         needs = report.schema.needs
         if needs and self._occasionally.due(needs) is not None:
             log.warning("schema_version_differs", why=needs)
@@ -192,75 +245,105 @@ class Housekeeping:
         else:
             log.warning("housekeeping_step_left", step=step, partition=partition, why=why)
 
-    def _look_at(self, report: runs.Report) -> None:
-        """Keep what others ask for; with thousands of partitions it is not counted each time."""
-        view = self._view = report.view
+    def _look_at(self, table: str, report: runs.Report) -> None:
+        """Keep what others ask for."""
+        view = report.view
         self.late.seen(view)
-        self.oldest_us = report.oldest_us
-        self._waiting = [_said(each, each.waits) for each in report.due if each.waits]
-        at_work = report.other_run or report.has_more
-        self._hidden = report.hidden_words if report.hidden and not at_work else ""
         if not report.other_run:
-            self._failed = [_said(each.step, each.error) for each in report.did if each.error]
-        self._growth = growth(view.partitions, view.now_us, duration_us(self._settings.keep_hot))
-        parts = self.partitions
-        self.bytes = None if parts is None else sum(each.bytes for each in parts.partitions)
+            self._failed[table] = [
+                _said(each.step, each.error) for each in report.did if each.error
+            ]
+        at_work = report.other_run or report.has_more
+        is_partitioned = view.kind == PARTITIONED
+        self._found[table] = TableFound(
+            view,
+            sum(each.bytes for each in view.partitions) if is_partitioned else None,
+            report.oldest_us,
+            growth(view.partitions, view.now_us, duration_us(self._settings.keep_hot)),
+            [_said(each, each.waits) for each in report.due if each.waits],
+            report.hidden_words if report.hidden and not at_work else "",
+        )
 
     def trouble(self) -> Trouble:
-        """Return what is wrong with the table or its housekeeping, or nothing.
+        """Return what is wrong with the tables or their housekeeping, or nothing.
 
         The details are what the first step that failed says, or that waits; with paths of the
         machine. Before those that wait: which readings can get no partition. At the end: what is
         detached.
         """
+        found = self._found.values()
+        failed = list(chain.from_iterable(self._failed.values()))
+        waiting = list(chain.from_iterable(each.waiting for each in found))
+        hidden = "; ".join(filter(None, (each.hidden for each in found)))
         lacking = self.late.lacking
-        said = self._failed or ([lacking] if lacking else self._waiting)
+        said = failed or ([lacking] if lacking else waiting)
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         shown = said[0][:WORDS_MAX] + more if said else ""
-        if self._view is not None and ends_soon(self._view):
+        ends = [each.view.table for each in found if ends_soon(each.view)]
+        if ends:
             cause = PARTITIONS_END
-        elif self._failed or self._hidden:
+            shown = "; ".join(filter(None, (f"few are left of {', '.join(ends)}", shown)))
+        elif failed or hidden:
             cause = HOUSEKEEPING_FAILS
         elif lacking:
             cause = PARTITION_MISSING
         else:
-            cause = RETENTION_WAITS if self._waiting else ""
-        return trouble_of(CAUSES, cause, "; ".join(filter(None, (shown, self._hidden))))
+            cause = RETENTION_WAITS if waiting else ""
+        return trouble_of(CAUSES, cause, "; ".join(filter(None, (shown, hidden))))
 
     @property
-    def partitions(self) -> View | None:
-        """The table as the last run has left it, if it has partitions."""
-        return self._view if self._view is not None and self._view.kind == PARTITIONED else None
+    def partitioned(self) -> list[TableFound]:
+        """The tables that have partitions."""
+        return [each for each in self._found.values() if each.view.kind == PARTITIONED]
 
     def full_in_s(self) -> float | None:
-        """Return when the table fills the disk of its database, if that disk is known."""
+        """Return when the tables fill the disk of their database, if that disk is known."""
         free = self._disk_free_bytes()
-        return None if self._growth is None or free is None else self._growth.full_in_s(free)
+        grows = [each.growth for each in self._found.values() if each.growth is not None]
+        if not grows or free is None:
+            return None
+        together = Growth(
+            sum(each.bytes_per_s for each in grows), max(each.ends_in_s for each in grows)
+        )
+        return together.full_in_s(free)
+
+    @property
+    def oldest_us(self) -> int | None:
+        """When the oldest reading was measured."""
+        found = [each.oldest_us for each in self._found.values()]
+        return min((each for each in found if each is not None), default=None)
 
     @property
     def waiting(self) -> int | None:
-        """How many steps wait for a person; None for a table that has none."""
-        has_some = self._view is not None and self._view.kind in (PARTITIONED, HYPERTABLE)
-        return len(self._waiting) if has_some else None
+        """How many steps wait for a person; None if no table can have some."""
+        kinds = (PARTITIONED, HYPERTABLE)
+        found = [each for each in self._found.values() if each.view.kind in kinds]
+        return sum(len(each.waiting) for each in found) if found else None
 
     @property
     def failed(self) -> int | None:
-        """How many steps the last run could not do; None before the first one."""
-        return len(self._failed) if self._failed or self._view is not None else None
+        """How many steps the last runs could not do; None before the first one."""
+        return sum(map(len, self._failed.values())) if self._failed or self._found else None
 
 
 METRICS: Metrics[Housekeeping] = (
     Metric(
         "partitions",
-        "Partitions of the table.",
-        lambda it: len(view.partitions) if (view := it.partitions) else None,
+        "Partitions of the table of readings, and of declared tables.",
+        lambda it: (
+            sum(len(each.view.partitions) for each in it.partitioned) if it.partitioned else None
+        ),
     ),
     Metric(
         "partition_spans_ahead",
-        "Days or months after the present one that have a partition.",
-        lambda it: view.spans_ahead if (view := it.partitions) else None,
+        "Days or months after the present one that have a partition; of the table with the fewest.",
+        lambda it: min((each.view.spans_ahead for each in it.partitioned), default=None),
     ),
-    Metric("table_bytes", "Bytes of all partitions, with their indexes.", lambda it: it.bytes),
+    Metric(
+        "table_bytes",
+        "Bytes of all partitions, with their indexes.",
+        lambda it: sum(each.bytes or 0 for each in it.partitioned) if it.partitioned else None,
+    ),
     Metric(
         "table_full_in_seconds",
         "Time until the table fills the disk of the embedded database.",

@@ -1,4 +1,4 @@
-"""`ingest housekeeping`: what is due for the table, doing it, and how the table is.
+"""`ingest housekeeping`: what is due for each table, doing it, and how the table is.
 
 It connects with `housekeeping_url`, the role that owns the table. It works while the service runs
 and while it does not; a timer may run it in place of the service.
@@ -7,13 +7,13 @@ and while it does not; a timer may run it in place of the service.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import groupby
 from typing import Any
 
-from ingest.app.database import make_target, timeouts
-from ingest.app.housekeeping import housekeeping_jobs
+from ingest.app.database import timeouts
+from ingest.app.housekeeping import TableJobs
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
@@ -36,39 +36,53 @@ def _day_us(text: str) -> int:
 
 
 async def _plan(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    report = await _report(args, loaded)
-    return Ending(_steps(report.due), plan_text(report))
+    reports = await _reports(args, loaded)
+    due = [step for report in reports for step in _steps(report.due)]
+    return Ending(due, _text(plan_text, reports))
 
 
 async def _status(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    report = await _report(args, loaded)
-    return Ending(status_of(report), status_text(report))
+    readings, *declared = reports = await _reports(args, loaded)
+    document = status_of(readings)
+    if declared:
+        document["declared"] = list(map(status_of, declared))
+    return Ending(document, _text(status_text, reports))
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    report = await _report(args, loaded)
+    reports = await _reports(args, loaded)
+    all_did = [did for report in reports for did in report.did]
+    refused = next((each.schema.needs for each in reports if each.schema.refuses), "")
     document = {
         "did": [
             {**step, "error": did.error, "left": did.left}
-            for did in report.did
+            for did in all_did
             for step in _steps([did.step])
         ],
-        "other_run": report.other_run,
-        "refused": report.schema.needs if report.schema.refuses else "",
+        "other_run": any(each.other_run for each in reports),
+        "refused": refused,
     }
-    failed = any(each.error for each in report.did)
-    return Ending(document, run_text(report), 1 if failed or report.schema.refuses else 0)
+    failed = any(each.error for each in all_did)
+    return Ending(document, _text(run_text, reports), 1 if failed or refused else 0)
 
 
-async def _report(args: argparse.Namespace, loaded: Loaded) -> runs.Report:
-    settings = loaded.settings
+async def _reports(args: argparse.Namespace, loaded: Loaded) -> list[runs.Report]:
+    """Return the report on `readings`, and on each declared table."""
+    settings, reports = loaded.settings, list[runs.Report]()
     async with owners_database(settings) as url:
-        jobs = housekeeping_jobs(settings, from_us=getattr(args, "from_us", None))
-        where = (url, timeouts(settings), settings.partition_span, jobs)
-        target = make_target(settings)
-        if args.command_of_group == "run":
-            return await runs.run_all(*where, target=target, yes=args.yes)
-        return await runs.look(*where, target=target)
+        tables = TableJobs(settings, from_us=getattr(args, "from_us", None))
+        for target, jobs in tables:
+            where = (url, timeouts(settings), settings.partition_span, jobs)
+            if args.command_of_group == "run":
+                reports.append(await runs.run_all(*where, target=target, yes=args.yes))
+            else:
+                reports.append(await runs.look(*where, target=target))
+            tables.found(reports[-1].view)
+    return reports
+
+
+def _text(words: Callable[[runs.Report], str], reports: Sequence[runs.Report]) -> str:
+    return "\n\n".join(map(words, reports))
 
 
 def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:

@@ -65,11 +65,8 @@ async def _apply(
         role=args.role,
         partitions=await making.first_partitions(opened, span, ahead, target),
     )
-
-    async def partitions(target: schema.TargetTable) -> schema.OnMade | None:
-        return await making.first_partitions(opened, span, ahead, target)
-
     tables = make_tables(settings).all
+    partitions = partial(making.partitions_like, opened, target, span, ahead)
     done += await column_tables.apply(opened, target, tables, role=args.role, partitions=partitions)
     view = await look_at(opened, target.name, span, target=target, sizes=False)
     if args.role and view.ours and args.role != view.owner:

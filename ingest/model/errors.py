@@ -6,6 +6,8 @@ the foreign one as its cause.
 
 from __future__ import annotations
 
+from ingest.model.codes import PROBLEMS
+
 
 class IngestError(Exception):
     """Base of all exceptions that this service raises on purpose. Users may read its text."""
@@ -37,6 +39,11 @@ class Refused(IngestError):
         self.detail = detail
         self.retry_after_s = retry_after_s
         self.fields = fields
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the problem."""
+        return PROBLEMS[self.code].status
 
 
 class BufferFull(IngestError):

@@ -21,7 +21,6 @@ from ingest.access.tokens import ANYBODY, Identity
 from ingest.http.connection import Connection
 from ingest.http.request_and_answer import HeldPlace, Request
 from ingest.model.causes import Cause, Trouble
-from ingest.model.codes import PROBLEMS
 from ingest.model.errors import Refused
 from ingest.model.ledger import POSTS, READINGS, REFUSED, UNNAMED, Ledger, Metric, Metrics
 from ingest.receiver.access import Access
@@ -377,7 +376,7 @@ class RefusedPosts:
         http.routes.Port calls it. `request` is None if the bytes were not valid HTTP.
         """
         self._ledger.posts_refused[refused.code] += 1
-        if request is None or PROBLEMS[refused.code].status >= 500:
+        if request is None or refused.status >= 500:
             return
         body = refused.body_start[:BODY_BYTES_MAX]
         if not body:  # refused before it was read

@@ -3,21 +3,23 @@
 A request gets the answer that `ingest serve` gives: status, body, headers, counters. It comes as a
 web.Response, so the app's middlewares and signals see it. The limits and times for bodies, the
 tokens, and what one sender may send hold as there.
-Does not: defend the connection, or parse HTTP. aiohttp.web does that in its own way: it waits
-without end for a head that comes slowly, so the port of an app stands behind a proxy. Of a sender
-with a limit of connections it counts the requests in work.
+Does not: parse HTTP, or defend the connection. aiohttp.web does that, and bounds less: neither the
+number of connections nor, for a minute, the time of a head. So a proxy stands before the app. Of a
+sender with a limit of connections the requests in work are counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from ingest.access.tokens import OPEN, TOKEN
+from ingest.app.pipeline.pipeline import Pipeline
 from ingest.formats.mapped.source import IN
 from ingest.http.clients import Client, Proxies, network_of
 from ingest.http.request_and_answer import (
@@ -76,21 +78,20 @@ class _Exchange:
 
 
 class Front:
-    """Answers the requests of one app below `prefix`. `is_open`: nobody needs a token.
+    """Answers the requests of one app. `is_open`: nobody needs a token.
 
     Requests with the same head share it, as on the data port.
     """
 
-    def __init__(self, pipeline: Any, prefix: str, *, is_open: bool) -> None:
+    def __init__(self, pipeline: Pipeline, *, is_open: bool) -> None:
         self._pipeline = pipeline
-        self._prefix = prefix
         self._is_open = is_open
         self._heads: dict[Any, Head] = {}
 
-    async def handle(self, asked: web.Request) -> web.StreamResponse:
-        """Answer a request."""
-        endpoint = self._pipeline.core.endpoint
-        head, content = self._head(asked), asked.content
+    async def handle(self, page: str, asked: web.Request) -> web.StreamResponse:
+        """Answer a request to a page: a path of `routes`, without the prefix."""
+        endpoint = self._pipeline.endpoint
+        head, content = self._head(page, asked), asked.content
         proxies = endpoint.port.connections.proxies
         exchange = _Exchange(asked.transport, is_open=self._is_open, proxies=proxies)
         address = asked.remote or ""
@@ -114,11 +115,11 @@ class Front:
             exchange.place.left()
         return _response(answer)
 
-    def _head(self, asked: web.Request) -> Head:
+    def _head(self, page: str, asked: web.Request) -> Head:
         key = asked.method, asked.version, asked.raw_path, asked.raw_headers
         head = self._heads.get(key)
         if head is None:
-            head = Head(self._message(asked), has_body=asked.body_exists)
+            head = Head(_message(page, asked), has_body=asked.body_exists)
             head_bytes = sum(len(name) + len(value) for name, value in asked.raw_headers)
             if head_bytes + len(asked.raw_path) <= KNOWN_BYTES_MAX:
                 if len(self._heads) >= KNOWN_MAX:
@@ -126,26 +127,30 @@ class Front:
                 self._heads[key] = head
         return head
 
-    def _message(self, asked: web.Request) -> RawRequestMessage:
-        """Return a head as the parser gives it; its path is that of the page."""
-        prefix, path, url = self._prefix, asked.raw_path, asked.rel_url
-        if not path.startswith(prefix + "/"):  # percent-encoded, or a whole URL
-            path = f"{url.path}?{url.raw_query_string}"
-        if prefix:
-            path = path.removeprefix(prefix)
-            url = url.with_path(url.path.removeprefix(prefix))
-        return RawRequestMessage(
-            asked.method,
-            path,
-            asked.version,
-            asked.headers,
-            asked.raw_headers,
-            should_close=not asked.keep_alive,
-            compression=None,
-            upgrade=False,
-            chunked="Transfer-Encoding" in asked.headers,
-            url=url,
-        )
+
+def _message(page: str, asked: web.Request) -> RawRequestMessage:
+    """Return a head as the parser gives it; its path begins where that of the page does."""
+    path, url, resource = asked.raw_path, asked.rel_url, asked.match_info.route.resource
+    assert resource is not None, "the router has found it"
+    # The prefixes of `routes` and of the apps around this one: what stands before the page's path.
+    prefix = resource.canonical.rpartition(page.partition("{")[0])[0]
+    if not path.startswith(prefix + "/"):  # percent-encoded, or a whole URL
+        path = f"{url.path}?{url.raw_query_string}"
+    if prefix:
+        path = path.removeprefix(prefix)
+        url = url.with_path(url.path.removeprefix(prefix))
+    return RawRequestMessage(
+        asked.method,
+        path,
+        asked.version,
+        asked.headers,
+        asked.raw_headers,
+        should_close=not asked.keep_alive,
+        compression=None,
+        upgrade=False,
+        chunked="Transfer-Encoding" in asked.headers,
+        url=url,
+    )
 
 
 def _response(answer: Answer) -> web.Response:
@@ -164,7 +169,7 @@ async def _expect(_asked: web.Request) -> None:
 
 
 def routes(
-    pipeline: Any,
+    pipeline: Pipeline,
     *,
     access: Literal["open", "token"],
     prefix: str = "",
@@ -182,12 +187,14 @@ def routes(
     """
     if access not in (OPEN, TOKEN):
         raise ValueError(f'access is "open" or "token", not {access!r}')
-    prefix = prefix.rstrip("/")
-    handle = Front(pipeline, prefix, is_open=access == OPEN).handle
-    return [web.route("*", prefix + path, handle, expect_handler=_expect) for path in only]
+    handle = Front(pipeline, is_open=access == OPEN).handle
+    return [
+        web.route("*", prefix.rstrip("/") + page, partial(handle, page), expect_handler=_expect)
+        for page in only
+    ]
 
 
-def context(pipeline: Any) -> Callable[[web.Application], AsyncIterator[None]]:
+def context(pipeline: Pipeline) -> Callable[[web.Application], AsyncIterator[None]]:
     """Return what opens the pipeline before the app listens, for `app.cleanup_ctx`.
 
     It drains it when the app has ended: no handler is in work any more then. Raises StartError in

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ingest.sinks.postgres.connection import DatabaseUrl
     from ingest.sinks.postgres.housekeeping.runs import Job
     from ingest.sinks.postgres.lookup import RolledCurve
+    from ingest.sinks.postgres.schema import TargetTable
     from ingest.years.archive.archiver import ParquetArchiver
     from ingest.years.archive.job import Detached
     from ingest.years.late_partitions import LatePartitions
@@ -36,20 +37,19 @@ def retention_policy(settings: Settings) -> Policy | None:
     return Policy(keep_us, settings.keep_hot, str(archive_dir(settings) or ""))
 
 
-def late_partitions(settings: Settings, url: DatabaseUrl, eager: bool = False) -> LatePartitions:
+def late_partitions(settings: Settings, url: DatabaseUrl, target: TargetTable) -> LatePartitions:
     """Return what makes partitions for readings that find none; `url` is that of the owner."""
-    from ingest.app.database import late_limit, make_target, timeouts  # noqa: PLC0415
+    from ingest.app.database import late_limit, timeouts  # noqa: PLC0415
     from ingest.years.late_partitions import LatePartitions  # noqa: PLC0415
 
     return LatePartitions(
         url,
         timeouts(settings),
         span=settings.partition_span,
-        target=make_target(settings),
+        target=target,
         limit=late_limit(),
         partitions_max=settings.partitions_max,
         policy=retention_policy(settings),
-        eager=eager,
     )
 
 

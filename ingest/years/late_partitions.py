@@ -1,7 +1,7 @@
 """Partitions for readings that find none: late ones, and those far ahead.
 
-Promises: bounded: for one write partitions are made for AT_ONCE_S, in transactions of GROUP_MAX,
-and at most AT_ONCE_MAX in all; none for a time older than the limit, within a day half of those
+Promises: bounded: for one write partitions of a table are made for AT_ONCE_S, in transactions of
+GROUP_MAX, and at most AT_ONCE_MAX; none for a time older than the limit, within a day half of those
 that `partitions_max` leaves, and after a failure none for a while. So a write waits some seconds at
 most, and once; and no sender takes all partitions at once. All else is set aside, and comes back by
 itself.
@@ -55,9 +55,8 @@ class LatePartitions(KnownPartitions):
         limit: LateLimit,
         partitions_max: int,
         policy: Policy | None,
-        eager: bool = False,
     ) -> None:
-        super().__init__(url, timeouts, span=span, target=target, limit=limit, eager=eager)
+        super().__init__(url, timeouts, span=span, target=target, limit=limit)
         self._configured = limit
         self._partitions_max = partitions_max
         self._policy = policy

@@ -26,6 +26,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
     span_bounds,
 )
 from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.schema import READINGS
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.years import late_partitions as late_module
 from ingest.years.annex import late_partitions
@@ -70,7 +71,7 @@ async def test_write_that_may_take_no_longer_sets_the_rest_aside(
     monkeypatch.setattr(late_module, "AT_ONCE_S", 0.0)
     now_us = unix_us()
     path = Path2(shared_url, shared_url, tmp_path, quick())
-    late = late_partitions(quick(), lambda: shared_url)
+    late = late_partitions(quick(), lambda: shared_url, READINGS)
     assert not await late.make_for([now_us - (DAYS + days) * DAY_US for days in range(DAYS)])
     assert len(late.made_s) == GROUP_MAX
     async with running(path):
@@ -99,7 +100,8 @@ async def test_two_processes_bring_in_the_same_days(
 ) -> None:
     """Each finds in the end that all days have a partition."""
     times_us = [unix_us() - days * DAY_US for days in range(DAYS)]
-    both = [late_partitions(daily(command_s_max=15.0), lambda: shared_url) for _ in range(2)]
+    patient = daily(command_s_max=15.0)
+    both = [late_partitions(patient, lambda: shared_url, READINGS) for _ in range(2)]
     done = await asyncio.gather(*(each.make_for(times_us) for each in both))
     for each, covers in zip(both, done, strict=True):
         assert covers or await each.make_for(times_us)
@@ -110,7 +112,7 @@ async def test_day_that_cannot_be_made_hides_no_day_of_another_process(
     table: asyncpg.Connection, shared_url: str
 ) -> None:
     """Of one group, one day is made by somebody else meanwhile, and one cannot be made."""
-    late = late_partitions(daily(), lambda: shared_url)
+    late = late_partitions(daily(), lambda: shared_url, READINGS)
     await late.make_for([unix_us()])
     view = await look_at(table, "readings", DAY)
     taken, free = (span_bounds(DAY, unix_us() - days * DAY_US) for days in (300, 301))
@@ -130,7 +132,7 @@ async def test_day_that_cannot_be_made_holds_up_no_other(
 ) -> None:
     """A type has the name of its partition. The step of this day says so, and no other one."""
     now_us = unix_us()
-    late = late_partitions(daily(), lambda: shared_url)
+    late = late_partitions(daily(), lambda: shared_url, READINGS)
     times_us = [now_us - days * DAY_US for days in range(300, 305)]
     job = partitions_ahead(daily(), from_us=now_us - 20 * DAY_US)
     view = await look_at(table, "readings", DAY)
@@ -160,7 +162,7 @@ async def test_database_that_cannot_be_looked_at_is_left_alone_for_a_while(
     table: asyncpg.Connection, shared_url: str
 ) -> None:
     """Else each write of an old reading would wait for it."""
-    late = late_partitions(daily(), lambda: shared_url)
+    late = late_partitions(daily(), lambda: shared_url, READINGS)
     async with table.transaction():
         await table.execute("lock table ingest_housekeeping")
         assert not await late.make_for([0])
@@ -208,7 +210,8 @@ async def test_role_without_the_right_says_what_to_do_until_it_is_done(
     settings = quick(housekeeping=False)
     path = Path2(url, url, tmp_path, settings)
     housekeeping = Housekeeping(settings, lambda: url)
-    housekeeping.late = path.late
+    assert path.sink.late is not None
+    housekeeping.late = path.sink.late
     (check,) = await partition_checks(settings, url)
     assert "`ingest housekeeping run --from DAY`" in check.detail
     stopping = asyncio.Event()

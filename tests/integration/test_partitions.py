@@ -22,6 +22,7 @@ from ingest.model.errors import StartError
 from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import registry, runs
+from ingest.sinks.postgres.housekeeping.known_partitions import PartitionsOfTables
 from ingest.sinks.postgres.housekeeping.making import first_partitions
 from ingest.sinks.postgres.housekeeping.partitions import (
     BEGINNING_US,
@@ -35,6 +36,7 @@ from ingest.sinks.postgres.housekeeping.partitions import (
 )
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.schema import READINGS
 from ingest.system.clock import unix_us
 from ingest.years.annex import late_partitions, retention_policy
 from tests.support.blocks import block_of
@@ -236,7 +238,7 @@ async def test_tables_of_others_are_left_alone(
     assert (view.has_default, len(view.partitions)) == (True, 1)
     assert "default partition" in view.cannot_make
     assert view.spans_ahead > 500
-    late = late_partitions(daily(), lambda: shared_url)
+    late = late_partitions(daily(), lambda: shared_url, READINGS)
     assert not await late.make_for([0])
     assert (late.knows, late.why_not(0)) == (False, None), "the default partition takes it"
 
@@ -251,8 +253,8 @@ class Path2(Half):
         self.place = InFolder(folder, url)
         letters = self.place.queue()
         super().__init__(url, letters, letters.backend.replay_source(0.01), settings)
-        self.late = late_partitions(settings, lambda: owner_url)
-        self.sink.late = self.late
+        self.late = late_partitions(settings, lambda: owner_url, READINGS)
+        self.sink.late = PartitionsOfTables(lambda _: self.late)
 
     async def send(self, *times_us: int) -> None:
         """Post readings of these times."""
@@ -290,7 +292,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
         assert "older than 100 days" in letter.message
         assert len(path.late.made_s) == 2
     settings = daily(keep_hot="12h")
-    late = late_partitions(settings, lambda: shared_url)
+    late = late_partitions(settings, lambda: shared_url, READINGS)
     await late.make_for([now_us])
     why = late.why_not(now_us - 20 * DAY_US)
     assert why is not None
@@ -298,7 +300,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
     kept, policy = await registry.make(table, "readings"), retention_policy(settings)
     assert policy is not None
     await registry.put(table, kept, {registry.KEEP_HOT: policy.entry(now_us)})
-    late = late_partitions(settings, lambda: shared_url)
+    late = late_partitions(settings, lambda: shared_url, READINGS)
     await late.make_for([now_us])
     assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True)
     ledger = path.ledger
@@ -348,7 +350,8 @@ async def test_without_the_annex_late_readings_wait_until_a_person_makes_their_p
     with monkeypatch.context() as patched:
         patched.setattr(annexes, "FOLDERS", ())
         annexes.annexes.cache_clear()
-        late = path.sink.late = database.late_partitions(quick(), lambda: shared_url)
+        late = database.late_partitions(quick(), lambda: shared_url, READINGS)
+        path.sink.late = PartitionsOfTables(lambda _: late)
         (ahead,) = housekeeping_jobs(daily(), from_us=late_us)
         for name, value in {"keep_hot": "30d", "archive_dir": "/x", "rollups": True}.items():
             with pytest.raises(StartError) as failed:

@@ -27,6 +27,7 @@ from ingest.sinks.postgres.housekeeping.partitions import DAY_US, span_bounds
 from ingest.sinks.postgres.housekeeping.registry import OtherRun, alone
 from ingest.sinks.postgres.housekeeping.runs import Report
 from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.schema import READINGS
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
 from tests.support.partitions import make_partition
@@ -144,7 +145,8 @@ async def test_newer_schema_is_left_alone_and_readings_are_written(
         assert await sink.write(encode(now), 3, idempotent=False) == Stored(3, 0)
     finally:
         await sink.close()
-    late, days_ago_us = late_partitions(settings, lambda: shared_url), view.now_us - 3 * DAY_US
+    late = late_partitions(settings, lambda: shared_url, READINGS)
+    days_ago_us = view.now_us - 3 * DAY_US
     assert not await late.make_for([days_ago_us])
     why = late.why_not(days_ago_us)
     assert why is not None

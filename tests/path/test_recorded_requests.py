@@ -17,6 +17,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import Server
+from tests.path.recorded.app import (
+    OTHERWISE,
+    RunningApp,
+    asked_of_app,
+    kept_in_app,
+    told_of_app,
+)
 from tests.path.recorded.exchange import Case, differences, documents_differ, exchange
 from tests.path.recorded.record import REPOSITORY, read
 from tests.path.recorded.stage import STUCK, WORKING, stage
@@ -66,6 +73,25 @@ async def test_recorded_requests_are_answered_as_before(
         for each in differences(line, *playing.results.get(line["name"], ([], "never sent")))
     ]
     told += [f"kept: {each}" for each in documents_differ(last["kept"], kept)]
+    _fail_if(told)
+
+
+async def test_app_of_aiohttp_answers_all_but_the_listed_ones_so(
+    recorded: list[Line], urls: dict[str, str], open_tmp_path: Path
+) -> None:
+    """The same in an app with the pages; and in_app.json lists nothing in vain."""
+    *lines, last = recorded
+    lines = asked_of_app(lines)
+    assert {line["name"] for line in lines} >= OTHERWISE
+    running = stage(REPOSITORY, open_tmp_path, urls, RunningApp, (WORKING, STUCK))
+    async with running as playing:
+        kept = await playing.play([Case.of(line) for line in lines])
+    told = [*told_of_app(lines, playing.results)]
+    told += [f"kept: {each}" for each in documents_differ(kept_in_app(last["kept"]), kept)]
+    _fail_if(told)
+
+
+def _fail_if(told: list[str]) -> None:
     if told:
         more = [f".. and {len(told) - TOLD_MAX} more"] if len(told) > TOLD_MAX else []
         pytest.fail("\n".join([f"{len(told)} differences", *told[:TOLD_MAX], *more]), pytrace=False)

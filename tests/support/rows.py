@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import asyncpg
@@ -10,11 +11,11 @@ import asyncpg
 from ingest.app.database import partitions_ahead
 from ingest.config.settings import Settings
 from ingest.model.block import PG_EPOCH_US, encode_reading, names_between
-from ingest.model.moments import encode_placed
+from ingest.model.placed_rows import encode_placed
 from ingest.model.reading import Reading
 from ingest.model.tables import Tables
 from ingest.sinks.postgres import column_tables, schema
-from ingest.sinks.postgres.housekeeping.making import first_partitions
+from ingest.sinks.postgres.housekeeping.making import partitions_like
 
 START_US = 1_760_000_000_000_000  # 2025-10-09
 
@@ -60,14 +61,11 @@ def placed(rows: Sequence[Reading], tables: Tables) -> bytes:
 
 
 async def apply_tables(
-    connection: asyncpg.Connection, tables: Tables, *, role: str | None = None, span: str = "none"
+    connection: asyncpg.Connection, tables: Tables, *, role: str | None = None
 ) -> list[str]:
-    """Make declared tables, with a partition for each `span` if `readings` has partitions."""
+    """Make declared tables, with partitions if `readings` has some of ours."""
     ahead = partitions_ahead(Settings())
-
-    async def partitions(target: schema.TargetTable) -> schema.OnMade | None:
-        return await first_partitions(connection, span, ahead, target)
-
+    partitions = partial(partitions_like, connection, schema.READINGS, "day", ahead)
     return await column_tables.apply(
         connection, schema.READINGS, tables.all, role=role, partitions=partitions
     )

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import orjson
 
@@ -47,6 +47,7 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.reading import INVALID, JSON, Letter, Reading
+from ingest.receiver.endpoint import Endpoint
 from ingest.receiver.pages.json import Readings
 from ingest.receiver.posts import Plan
 from ingest.receiver.senders import Account, KnownSender, Rates
@@ -59,7 +60,8 @@ Ack = Literal["durable", "buffered", "committed"]
 PUT = "put"  # the label of its metrics, and its sender
 ITEM_BYTES = 64  # what an object counts as in its round of the event loop
 AGAIN_S = 1.0  # after which a put that found no room may come again, if nothing else is said
-OBJECTS = Format(JSON, objects.begin)
+# The items are the one element of such a body: no bound of bytes counts them.
+OBJECTS = Format(JSON, lambda body, post: objects.begin(cast("Any", body)[0], post))
 NOBODY = Client("", "")
 # Settings of the ports and the logs of a process.
 OF_PROCESS = frozenset(
@@ -116,8 +118,11 @@ class Pipeline:
     def __init__(self, database_url: str, *, state_dir: str | Path, **settings: Any) -> None:
         if of_process := OF_PROCESS & settings.keys():
             raise ConfigError(f"setting {min(of_process)}: a pipeline has no ports and no logs")
-        named = {"database_url": database_url, "state_dir": str(state_dir), **settings}
-        self._settings = load(environ={}, flags=named).settings
+        named = {"database_url": database_url, "state_dir": state_dir, **settings}
+        flags = {
+            name: str(each) if isinstance(each, Path) else each for name, each in named.items()
+        }
+        self._settings = load(environ={}, flags=flags).settings
         if not self._settings.database_url:
             raise ConfigError("setting database_url: a pipeline needs the URL of a database")
         self._memory: MemoryTable | None = None
@@ -222,7 +227,7 @@ class Pipeline:
         may have `post_rows_max` readings.
         """
         items = [readings] if isinstance(readings, Mapping) else [*readings]
-        return await self._put(items, ack, OBJECTS, len(items) * ITEM_BYTES)
+        return await self._put((items,), ack, OBJECTS, len(items) * ITEM_BYTES)
 
     async def put_body(
         self, body: bytes, content_type: str = "application/json", *, ack: Ack = "durable"
@@ -239,12 +244,10 @@ class Pipeline:
         return SimpleNamespace(plan=Plan(*said))
 
     async def _put(self, body: Any, ack: str, form: Format, size_bytes: int) -> Kept:
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+        posts, received_s = self.endpoint.posts, monotonic_s()
         if self._tasks.broken:
             raise Broken("a part of the pipeline has died: the log says which")
         core, waiting = self.core, _Waiting()
-        posts, received_s = core.endpoint.posts, monotonic_s()
         try:
             request = Request(self._head(posts.ack_of(ack), form), NOBODY, waiting, body)
             await posts.plain_bodies.loop_share.wait(size_bytes)
@@ -262,6 +265,13 @@ class Pipeline:
         if "code" in said:  # the disk has failed
             raise _error_of(Refused(said["code"], said["detail"]))
         return Kept(said["accepted"], said["dead_lettered"], said["ack"], said["errors"])
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The receiver. Raises RuntimeError in another loop, and before the pipeline is entered."""
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+        return self.core.endpoint
 
     # What it says of itself
 

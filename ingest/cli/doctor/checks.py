@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ingest.access.token_file import SOON_US
 from ingest.access.tokens import is_open
 from ingest.app.database import housekeeping_url, make_target, timeouts
-from ingest.app.housekeeping import ends_soon, housekeeping_jobs
+from ingest.app.housekeeping import TableJobs, ends_soon
 from ingest.app.post_rules import make_sources, open_tokens
 from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings, split_address
@@ -269,25 +269,33 @@ async def column_checks(connection: Connection, settings: Settings) -> list[Chec
 
 
 async def partition_checks(settings: Settings, url: str) -> list[Check]:
-    """Look with the role that makes partitions; return nothing for a table that has none."""
+    """Look with the role that makes partitions; return nothing for tables that have none."""
     own_url = housekeeping_url(settings, lambda: url)()
+    found: list[Check] = []
     try:
-        report = await runs.look(
-            own_url,
-            timeouts(settings),
-            settings.partition_span,
-            housekeeping_jobs(settings),
-            target=make_target(settings),
-        )
+        tables = TableJobs(settings)
+        for target, jobs in tables:
+            where = (own_url, timeouts(settings), settings.partition_span, jobs)
+            report = await runs.look(*where, target=target)
+            tables.found(report.view)
+            found += _table_checks(report, settings)
+    except ConfigError:  # tables_check tells it
+        return []
     except StartError as error:
-        return [Check(_PARTITIONS, FAIL if settings.housekeeping_url else WARN, str(error))]
+        found.append(Check(_PARTITIONS, FAIL if settings.housekeeping_url else WARN, str(error)))
+    return found
+
+
+def _table_checks(report: runs.Report, settings: Settings) -> list[Check]:
     job, leaves, view = not settings.housekeeping, bool(settings.keep_hot), report.view
     found = [_check(view, by_job=job, leaves=leaves)] if view.kind == PARTITIONED else []
     if report.hidden:
         found.append(Check(_PARTITIONS, WARN, report.hidden_words))
     if report.schema.needs:
         found.append(Check("schema", FAIL if report.schema.refuses else WARN, report.schema.needs))
-    return found
+    if view.name == settings.table_name:
+        return found
+    return [each._replace(detail=f"{view.name}: {each.detail}") for each in found]
 
 
 def _check(view: View, *, by_job: bool, leaves: bool) -> Check:

@@ -7,11 +7,14 @@ Does not: know statements, or connections.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ingest.model.block import Refusal
 from ingest.model.moments import RowRun, TableForm, has_sections, runs
+
+SECTIONS_AT_ONCE = 1_000  # some 1 ms
 
 
 class New(NamedTuple):
@@ -41,14 +44,19 @@ class TableRows(NamedTuple):
         return RowRun(self.form, b"".join(self.tuples), self.rows, self.readings).times_us()
 
 
-def by_table(tuples: Sequence[bytes], readings: int) -> list[TableRows]:
-    """Return the rows of blocks, which have so many readings, by their tables."""
+async def by_table(tuples: Sequence[bytes], readings: int) -> list[TableRows]:
+    """Return the rows of blocks, which have so many readings, by their tables.
+
+    Others have their turn after each SECTIONS_AT_ONCE: a post of one moment has one.
+    """
     data = b"".join(tuples)  # to search in many small blocks would take ten times as long
     if not has_sections(data):
         return [TableRows(None, [data], readings, readings)]
     found: dict[TableForm | None, list[RowRun]] = {}
-    for run in runs(data):
+    for number, run in enumerate(runs(data), start=1):
         found.setdefault(run.form, []).append(run)
+        if number % SECTIONS_AT_ONCE == 0:
+            await asyncio.sleep(0)
     batch = list[TableRows]()
     for form in _in_order(found):
         of_form = found[form]

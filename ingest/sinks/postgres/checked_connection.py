@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import asyncpg
 
@@ -95,6 +96,7 @@ where pid <> pg_backend_pid() and usename = session_user and datname = current_d
   and (backend = any ($1) or wait_event = 'SyncRep')"""
 READINGS_ONLY: tuple[TableForm | None, ...] = (None,)
 
+T = TypeVar("T")
 log = get_logger("database")
 _occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
 
@@ -221,19 +223,20 @@ class CheckedConnection(OneConnection):
             if table is None or table.sql is None or table.checked_s <= too_old_s:
                 await self._check_table(form)
 
-    def _target(self, form: TableForm | None) -> schema.Target:
+    def target_of(self, form: TableForm | None) -> schema.Target:
+        """Return the table of a form, in the schema of `readings` once that was found."""
         known = self._known.target
         return known if form is None else schema.ColumnTarget(known.schema, form)
 
     def _targets(self, forms: Sequence[TableForm | None]) -> list[schema.Target]:
-        return [self._target(form) for form in forms]
+        return [self.target_of(form) for form in forms]
 
     async def _check_table(self, form: TableForm | None) -> None:
         """Check in full that a table is as we need it, and that the server keeps a commit."""
         known = self._known
         table = self.tables.setdefault(form, CheckedTable())
         async with self.exchange((form,), opening=True) as connection:
-            look = await schema.look(connection, self._target(form))
+            look = await schema.look(connection, self.target_of(form))
             found, reason = look.difference, SCHEMA
             if found is None:
                 kept = await durability.findings(connection, look.target)
@@ -258,11 +261,11 @@ class CheckedConnection(OneConnection):
     async def checked(
         self,
         forms: Sequence[TableForm | None],
-        do: Callable[[Connection], Awaitable[int]],
+        do: Callable[[Connection], Awaitable[T]],
         *,
         doubt: bool = False,
         copying: bool = False,
-    ) -> int:
+    ) -> T:
         """Do what begins with the check of tables. If one was altered, check all in full first."""
         for left in reversed(range(ALTERED_TRIES)):
             await self.ready(forms)
@@ -338,7 +341,7 @@ class CheckedConnection(OneConnection):
         for form in forms:
             if connection.is_closed() or failed.verdict is Verdict.DUPLICATE:
                 return
-            target = self._target(form)
+            target = self.target_of(form)
             # Our key is violated despite ON CONFLICT if a trigger inserts a row: the row is at
             # fault.
             if failed.sqlstate == "23505" and copying:

@@ -24,9 +24,16 @@ from ingest.sinks.postgres.batch_tables import New, TableRows
 from ingest.sinks.postgres.schema import ColumnTarget, Look, Target, literal, quoted
 from ingest.sinks.postgres.statements import check_of, copy
 
-# How a metric ends: see `metric_of`.
-SERIES_ENDING = "case when series = '' then '' else ',' || series end"
 _KEY_TYPES = ("timestamptz", "text", "text")
+
+
+def metric_in_sql(measurement: str, column: str, collation: str = '"C"') -> str:
+    """Return the metric of a column as `metric_of` has it; of a measurement with its `series`."""
+    stem = stem_of(measurement, column)
+    whole = f"{literal(stem)}::text collate {collation}"
+    if not measurement:
+        return whole
+    return f"case when series = '' then {whole} else {literal(f'{stem},')} || series end"
 
 
 class ColumnStatements(NamedTuple):
@@ -129,9 +136,8 @@ def _insert_rest(target: ColumnTarget, readings: Target, places: Sequence[str], 
     form = target.form
     pairs = list(zip(form.columns, places, strict=True))
     same = " and ".join(f"t.{quoted(name)} = s.{quoted(name)}" for name in target.key)
-    after = f" || {SERIES_ENDING}" if form.measurement else ""
     values = ", ".join(
-        f"({literal(stem_of(form.measurement, column))}{after}, s.{place}, t.{quoted(column)})"
+        f"({metric_in_sql(form.measurement, column)}, s.{place}, t.{quoted(column)})"
         for column, place in pairs
     )
     staged = ", ".join(f"s.{place}" for place in places)

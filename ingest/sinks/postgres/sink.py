@@ -12,8 +12,7 @@ Does not: decide what to do about a verdict, or wait between tries.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 
 from asyncpg import Connection
 
@@ -24,10 +23,11 @@ from ingest.model.ports import SetAside, Stored
 from ingest.sinks.postgres import statements
 from ingest.sinks.postgres.batch_tables import New, NumberedRows, TableRows, by_table, numbered
 from ingest.sinks.postgres.checked_connection import READINGS_ONLY, CheckedConnection
-from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions
+from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions, PartitionsOfTables
+from ingest.sinks.postgres.schema import TargetTable
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
-_ISOLATING = "; set constraints all immediate; savepoint range"
+_ISOLATING = "set constraints all immediate; savepoint range"
 MISSING = "23514"  # of PostgreSQL, if there is no partition for a row
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
@@ -36,24 +36,22 @@ _UNDO_RANGE = "rollback to savepoint range"
 class SinkPostgres(CheckedConnection):
     """A ports.Sink on one connection, which is opened when it is first needed."""
 
-    # Shared by the sinks of a process: of `readings`, and of declared tables by their names.
-    late: KnownPartitions | None = None
-    late_of: Mapping[str, KnownPartitions] = MappingProxyType({})
+    late: PartitionsOfTables | None = None  # shared by the sinks of a process
 
     async def write(self, tuples: Sequence[bytes], rows: int, *, idempotent: bool) -> Stored:
         """Commit all rows, or none that we know of. Opens the connection if there is none.
 
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
-        batch = by_table(tuples, rows)
+        batch = await by_table(tuples, rows)
         try:
             stored = await self._write(batch, idempotent=idempotent)
         except WriteFailed as failed:
-            late, times_us = self._lacking(failed, batch)
-            if late is None:
+            if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
                 raise
-            if not await late.make_for(times_us):
-                failed.known_rows = late.knows
+            times_us = self._times_us(batch, failed.table)
+            if not await self.late.make_for(times_us):
+                failed.known_rows = all(self.late.of(each).knows for each in times_us)
                 raise
             stored = await self._write(batch, idempotent=idempotent)
         for each, new in zip(batch, stored, strict=True):
@@ -61,20 +59,22 @@ class SinkPostgres(CheckedConnection):
         committed = sum(map(sum, stored))
         return Stored(committed, rows - committed)
 
-    def _lacking(
-        self, failed: WriteFailed, batch: Sequence[TableRows]
-    ) -> tuple[KnownPartitions | None, list[int]]:
-        """Return who knows the partitions of the table that lacks one, and all times for it."""
-        if failed.verdict is not Verdict.NO_PARTITION:
-            return None, []
-        for each in batch:
-            if each.form is not None and each.form.table == failed.table:
-                return self._late(each.form), each.times_us()
-        # A value that the row of its moment has not is stored in `readings`.
-        return self.late, [ts_us for each in batch for ts_us in each.times_us()]
+    def _times_us(
+        self, batch: Sequence[TableRows], lacking: str | None
+    ) -> dict[TargetTable, list[int]]:
+        """Return for which times each table needs a partition, if the table `lacking` has none."""
+        found = {self._table(each.form): each.times_us() for each in batch}
+        readings = self._table(None)
+        if lacking == readings.table:
+            # A value that the row of its moment has not is stored in `readings`.
+            found[readings] = [ts_us for times_us in found.values() for ts_us in times_us]
+        return found
 
-    def _late(self, form: TableForm | None) -> KnownPartitions | None:
-        return self.late if form is None else self.late_of.get(form.table)
+    def _table(self, form: TableForm | None) -> TargetTable:
+        target = self.target_of(form)
+        return (
+            target if isinstance(target, TargetTable) else TargetTable(target.schema, target.table)
+        )
 
     async def _write(self, batch: Sequence[TableRows], *, idempotent: bool) -> list[New]:
         """Store a batch; return what is new in it of each table."""
@@ -111,46 +111,57 @@ class SinkPostgres(CheckedConnection):
         self, batch: Sequence[TableRows], copied: Collection[TableForm | None]
     ) -> list[New]:
         """Store a batch in one transaction. Rows of `copied` are new, the others perhaps not."""
-        await self._begin(batch, [each.form for each in batch if each.form not in copied])
-        stored = list[New]()
-        for each in batch:
-            is_copied = each.form in copied
-            async with self.exchange(_asked(each, is_copied), copying=is_copied) as connection:
-                store = self._copy if is_copied else self._store_once
-                stored.append(await store(connection, each))
+        once = [each.form for each in batch if each.form not in copied]
+        forms = _locked(batch, once)
+
+        async def store(connection: Connection) -> list[New]:
+            stored, before = list[New](), await self._beginning(connection, forms, once)
+            for each in batch:
+                if each.form in copied:
+                    stored.append(await self._copy(connection, each, before))
+                else:
+                    if before:
+                        await connection.execute(before)
+                    stored.append(await self._store_once(connection, each))
+                before = ""
+            return stored
+
+        stored = await self.checked(forms, store, copying=bool(copied))
         async with self.exchange(doubt=True) as connection:
             await connection.execute("commit")
         return stored
 
-    async def _begin(
-        self,
-        batch: Sequence[TableRows | NumberedRows],
-        once: Sequence[TableForm | None],
-        more: str = "",
-    ) -> None:
-        """Begin a transaction in which nobody can alter the tables, which were checked.
+    async def _begin(self, batch: Sequence[TableRows | NumberedRows]) -> None:
+        """Begin a transaction that isolates: see `_beginning`."""
+        once = [each.form for each in batch]
+        forms = _locked(batch, once)
 
-        The rows of `once` are perhaps not new: then some of them go to `readings`.
-        """
-        forms = [each.form for each in batch]
-        if None not in forms and once:
-            forms.append(None)
-
-        async def begin(connection: Connection) -> int:
-            for form in once if self.method == "copy" else ():
-                table = self.tables[form]
-                if not table.has_staging:
-                    await connection.execute(table.statements.make_staging)
-                    table.has_staging = True
-            checks = "; ".join(self.tables[form].statements.check for form in forms)
-            await connection.execute(f"begin{_level(forms)}; {checks}{more}")
-            return 0
+        async def begin(connection: Connection) -> None:
+            await connection.execute(await self._beginning(connection, forms, once) + _ISOLATING)
 
         await self.checked(forms, begin)
 
-    async def _copy(self, connection: Connection, rows: TableRows) -> New:
-        sql = self.tables[rows.form].statements
-        return rows.new_of(await statements.copy(connection, sql.copy, rows.tuples))
+    async def _beginning(
+        self,
+        connection: Connection,
+        forms: Sequence[TableForm | None],
+        once: Sequence[TableForm | None],
+    ) -> str:
+        """Return the begin of a transaction in which nobody can alter these tables, and the checks.
+
+        Make the staging tables that it needs for `once`.
+        """
+        for form in once if self.method == "copy" else ():
+            table = self.tables[form]
+            if not table.has_staging:
+                await connection.execute(table.statements.make_staging)
+                table.has_staging = True
+        checks = "; ".join(self.tables[form].statements.check for form in forms)
+        return f"begin{_level(forms)}; {checks}; "
+
+    async def _copy(self, connection: Connection, rows: TableRows, before: str = "") -> New:
+        copy = before + self.tables[rows.form].statements.copy
+        return rows.new_of(await statements.copy(connection, copy, rows.tuples))
 
     async def _store_once(self, connection: Connection, rows: TableRows) -> New:
         sql = self.tables[rows.form].statements
@@ -166,14 +177,14 @@ class SinkPostgres(CheckedConnection):
         """
         found: dict[TableForm | None, list[TableRows]] = {}
         for row in rows:
-            (each,) = by_table([row], 1)
+            (each,) = await by_table([row], 1)
             found.setdefault(each.form, []).append(each)
         if like_stored:
             for form in [*found] or READINGS_ONLY:
                 found.setdefault(form, []).append(TableRows(form, (), 1, 1))
         if not found:
             return False
-        await self._begin([each[0] for each in found.values()], [*found], _ISOLATING)
+        await self._begin([each[0] for each in found.values()])
         try:
             for tried in found.values():
                 if not await self._takes_one(tried):
@@ -196,15 +207,18 @@ class SinkPostgres(CheckedConnection):
     ) -> Stored:
         """Find the rows that the database refuses; commit the others in the same transaction."""
         bad = list[Refusal]()
-        batch = list[NumberedRows]()
-        for each in numbered(tuples):
-            late = self._late(each.form)
-            if late is not None and late.eager:
-                await late.make_for(each.times_us())
-            batch.append(_without_partition(each, late, bad))
+        batch = numbered(tuples)
+        await self.ready([each.form for each in batch])
+        if self.late is not None:
+            if self.late.eager:
+                await self.late.make_for(
+                    {self._table(each.form): each.times_us() for each in batch}
+                )
+            late = [self.late.of(self._table(each.form)) for each in batch]
+            batch = [_without_partition(*each, bad) for each in zip(batch, late, strict=True)]
         committed, done = 0, False
         try:
-            await self._begin(batch, [each.form for each in batch], _ISOLATING)
+            await self._begin(batch)
             for each in batch:
                 committed += await self._isolate(each, bad, at_fault=at_fault)
             if bad:
@@ -269,6 +283,14 @@ class SinkPostgres(CheckedConnection):
         return await self._try_range(rows, once=True, at_fault=at_fault)
 
 
+def _locked(
+    batch: Sequence[TableRows | NumberedRows], once: Sequence[TableForm | None]
+) -> list[TableForm | None]:
+    """Return the tables of a batch; if rows of `once` are perhaps not new, `readings` is one."""
+    forms = [each.form for each in batch]
+    return [*forms, None] if once and None not in forms else forms
+
+
 def _asked(rows: TableRows, copying: bool) -> Sequence[TableForm | None]:
     """Return the tables that a failure may be about: of rows that are not new, also `readings`."""
     return [rows.form] if copying or rows.form is None else [rows.form, None]
@@ -280,10 +302,10 @@ def _level(forms: Sequence[TableForm | None]) -> str:
 
 
 def _without_partition(
-    rows: NumberedRows, late: KnownPartitions | None, bad: list[Refusal]
+    rows: NumberedRows, late: KnownPartitions, bad: list[Refusal]
 ) -> NumberedRows:
     """Return the rows to try; add to `bad` those of which it is known: no partition."""
-    if late is None or not late.knows:
+    if not late.knows:
         return rows
     kept = list[int]()
     for row, ts_us in enumerate(rows.times_us()):

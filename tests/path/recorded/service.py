@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import asyncpg
 
@@ -27,7 +27,12 @@ TOKEN = "recorded-token-of-the-tests"
 
 
 class Running:
-    """An `ingest serve` or `up`. `async with Running(checkout, state_dir, url, settings) as it`."""
+    """An `ingest serve` or `up`. `async with Running(checkout, state_dir, url, settings) as it`.
+
+    `program` takes the place of `ingest`.
+    """
+
+    program: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class Running:
         settings, smaller = self._settings, dict[str, Any]()
         if self._checkout == REPOSITORY:  # an older checkout has settings for them
             settings, smaller = constants.split(settings)
-        program = constants.PROGRAM if smaller else ("-m", "ingest")
+        program = self.program or (constants.PROGRAM if smaller else ("-m", "ingest"))
         for name, value in settings.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)
             flags += ["--" + name.replace("_", "-"), shown] if shown else []

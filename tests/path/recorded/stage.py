@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ BODY_BYTES_MAX, POST_ROWS_MAX = 20_000, 120
 HELD_ROWS_MAX = 40  # of the service that cannot write
 AT_ONCE = 16  # requests under way to one service
 WORKING, STARTING, DISK_LOW, STUCK = "working", "starting", "disk_low", "stuck"
+ALONE = STARTING, DISK_LOW  # no other request changes what these answer
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 ROWS_SQL = """
     select device_id, count(*) as rows, left(md5(string_agg(
@@ -79,8 +80,7 @@ class Stage:
         working = asyncio.create_task(self._work(cases))
         await asyncio.gather(
             working,
-            self._alone(self._services[STARTING], _at(cases, STARTING)),
-            self._alone(self._services[DISK_LOW], _at(cases, DISK_LOW)),
+            *(self._alone(self._services[at], found) for at in ALONE if (found := _at(cases, at))),
             self._get_stuck(cases),
         )
         return working.result()
@@ -145,17 +145,26 @@ def _is_kept(sample: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def stage(checkout: Path, folder: Path, urls: Mapping[str, str]) -> AsyncIterator[Stage]:
-    """Start all services on fresh folders; `urls` are of two fresh databases, WORKING and STUCK."""
+async def stage(
+    checkout: Path,
+    folder: Path,
+    urls: Mapping[str, str],
+    running: type[Running] = Running,
+    first: Sequence[str] = (WORKING, STUCK, STARTING),
+) -> AsyncIterator[Stage]:
+    """Start all services on fresh folders; `urls` are of two fresh databases, WORKING and STUCK.
+
+    The `first` ones are started before DISK_LOW: one of them makes the table.
+    """
     databases = {WORKING: urls[WORKING], DISK_LOW: urls[WORKING], STUCK: urls[STUCK]}
     services = {
-        name: Running(checkout, folder / name, databases.get(name, NO_DATABASE), settings)
-        for name, settings in SETTINGS.items()
+        name: running(checkout, folder / name, databases.get(name, NO_DATABASE), SETTINGS[name])
+        for name in (*first, DISK_LOW)
     }
     async with contextlib.AsyncExitStack() as stack:
-        for name in (WORKING, STUCK, STARTING):  # one of them makes the table
+        for name in first:
             stack.callback(services[name].kill)
-        await asyncio.gather(*(services[name].start() for name in (WORKING, STUCK, STARTING)))
+        await asyncio.gather(*(services[name].start() for name in first))
         stack.callback(services[DISK_LOW].kill)
         await asyncio.gather(
             services[DISK_LOW].start(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,16 @@ def test_archive_without_its_library_is_told_before_the_start(
         check_settings(Settings(archive_dir="/archive"))
     check_settings(Settings(keep_hot="30d"))
     check_settings(Settings(archive_dir="/archive", housekeeping=False))  # another process does it
+
+
+@pytest.mark.parametrize("name", ["archive_dir", "rollups"])
+def test_old_rows_of_declared_tables_never_leave_past_an_archive_or_rollups(name: str) -> None:
+    """Both have readings of the table of readings only: together with `keep_hot` it is refused."""
+    both: dict[str, Any] = {"tables_file": "tables.toml", name: "/cold"}
+    check_settings(Settings(**both))
+    with pytest.raises(StartError, match=f"although {name} is set"):
+        check_settings(Settings(keep_hot="30d", **both))
+    check_settings(Settings(keep_hot="30d", tables_file="tables.toml"))
 
 
 def test_dead_letters_of_a_broker_need_the_roles(

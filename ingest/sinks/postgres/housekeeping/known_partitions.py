@@ -1,8 +1,8 @@
 """Which times have a partition: the writers ask when a write has found none for some of its rows.
 
-Shared by the sinks of one process. The rows that find none are known at once, so they do not hold
-up the others; they are set aside, and come back by themselves. An annex may make partitions for
-them: then its class takes the place of KnownPartitions.
+Shared by the sinks of one process; each table has its own. The rows that find none are known at
+once, so they do not hold up the others; they are set aside, and come back by themselves. An annex
+may make partitions for them: then its class takes the place of KnownPartitions.
 Promises: a question takes `command_s_max` at most; after a failure there is none for a while.
 Does not: raise an error of the driver, or hold the connection of a sink.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ingest.model.errors import StartError
@@ -59,11 +59,10 @@ class Lack(NamedTuple):
 
 
 class KnownPartitions:
-    """Knows which times have a partition, and makes none. For one event loop.
+    """Knows which times have a partition of a table, and makes none. For one event loop.
 
-    `url` is that of the role that owns the table. `eager`: the sink also asks before it looks for
-    rows that are refused; a replay by hand does nothing else. `view` is the table as it was
-    seen last. It is None if not only the bounds of its partitions decide which times have one.
+    `url` is that of the role that owns the table. `view` is the table as it was seen last. It is
+    None if not only the bounds of its partitions decide which times have one.
     """
 
     def __init__(
@@ -74,9 +73,7 @@ class KnownPartitions:
         span: str,
         target: TargetTable,
         limit: LateLimit,
-        eager: bool = False,
     ) -> None:
-        self.eager = eager
         self.limit = limit
         self.target = target
         self.view: View | None = None
@@ -162,7 +159,7 @@ class KnownPartitions:
         if lack is None or monotonic_s() - lack.at_s > LACKING_S:
             return ""
         first, last = (str(rfc3339_or_us(each - each % DAY_US))[:10] for each in lack[:2])
-        return f"no partition for readings from {first} to {last}: {lack.why}"
+        return f"{self.target.table}: no partition for readings from {first} to {last}: {lack.why}"
 
     def seen(self, view: View) -> None:
         """Take over that somebody else has made what was lacking."""
@@ -178,7 +175,8 @@ class KnownPartitions:
         if view.ours and ts_us < unix_us() - self.limit.us_max:
             return NoPartition(f"older than {self.limit.words}", final=True)
         why = self._for_a_person(view) or self._why or "it will be made soon"
-        return NoPartition(f"there is no partition for this time: {why}", final=False)
+        table = self.target.table
+        return NoPartition(f"there is no partition of {table} for this time: {why}", final=False)
 
     def _note_lack(self, times_us: Sequence[int]) -> None:
         view, lack = self.view, self._lack
@@ -237,3 +235,44 @@ class KnownPartitions:
         why = next((each.message for each in whys if not each.final), "")
         if why and self._occasionally.due(why) is not None:
             log.warning("partition_not_made", why=why)
+
+
+class PartitionsOfTables:
+    """What is known of the partitions of `readings` and of each declared table.
+
+    For one event loop. `make` returns it for a table, whose schema is given, at its first question.
+    `eager`: the sink also asks before it looks for rows that are refused; a replay by hand does
+    nothing else.
+    """
+
+    def __init__(
+        self, make: Callable[[TargetTable], KnownPartitions], *, eager: bool = False
+    ) -> None:
+        self.eager = eager
+        self._make = make
+        self._known: dict[TargetTable, KnownPartitions] = {}
+
+    def of(self, target: TargetTable) -> KnownPartitions:
+        """Return what is known of the partitions of this table."""
+        if target not in self._known:
+            self._known[target] = self._make(target)
+        return self._known[target]
+
+    async def make_for(self, times_us: Mapping[TargetTable, Sequence[int]]) -> bool:
+        """As `make_for` of KnownPartitions, for the times of a write to several tables."""
+        asked = [(self.of(target), times) for target, times in times_us.items()]
+        made = [await each.make_for(times) for each, times in asked]
+        # A plain table, or a hypertable, takes all times.
+        return any(made) and all(
+            is_made or each.view is None for is_made, (each, _) in zip(made, asked, strict=True)
+        )
+
+    @property
+    def lacking(self) -> str:
+        """What readings wait for and only a person can do, in words; empty if none do."""
+        return "; ".join(filter(None, (each.lacking for each in self._known.values())))
+
+    def seen(self, view: View) -> None:
+        """Take over that somebody else has made what was lacking."""
+        if view.target in self._known:
+            self._known[view.target].seen(view)

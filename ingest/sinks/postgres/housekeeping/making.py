@@ -14,6 +14,7 @@ Does not: change a table that exists. The driver's errors pass through, but for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import asyncpg
 
@@ -348,11 +349,8 @@ async def make_column_tables(
             with deadline(connection, timeouts.command_s_max):
                 if fault := await column_tables.fault(connection, readings, tables):
                     raise WriteFailed(Verdict.HOLD, fault, reason=TABLES)
-
-                async def partitions(target: TargetTable) -> schema.OnMade | None:
-                    return await first_partitions(connection, span, ahead, target)
-
-                if may_make:
+                partitions = partial(partitions_like, connection, readings, span, ahead)
+                if may_make and tables:
                     await column_tables.apply(connection, readings, tables, partitions=partitions)
     except StartError as error:
         get_logger("schema").warning("table_not_made", why=str(error))
@@ -374,7 +372,25 @@ async def first_partitions(
     """
     if span == NONE or await connection.fetchval(_HAS_TIMESCALEDB):
         return None
+    return _begins(span, ahead, target)
 
+
+async def partitions_like(
+    connection: Connection,
+    readings: TargetTable,
+    span: str,
+    ahead: PartitionsAhead,
+    target: TargetTable,
+) -> schema.OnMade | None:
+    """Return what makes the first partitions of a new declared table (`target`).
+
+    They have the same span as those of `readings`. None: `readings` has none of ours.
+    """
+    view = await look_at(connection, readings.name, span, target=readings, sizes=False)
+    return _begins(view.span, ahead, target) if view.kind == PARTITIONED and view.ours else None
+
+
+def _begins(span: str, ahead: PartitionsAhead, target: TargetTable) -> schema.OnMade:
     async def begin(connection: Connection) -> list[str]:
         view = await look_at(connection, target.name, span, target=target)
         made = await ahead.begin(connection, view._replace(span=span))

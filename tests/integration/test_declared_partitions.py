@@ -1,0 +1,179 @@
+"""Partitions of declared tables: made, told and dropped as those of `readings`, each alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingest.app.database import late_of_tables, partitions_ahead
+from ingest.app.housekeeping import METRICS, PARTITIONS_END, RETENTION_WAITS, Housekeeping
+from ingest.cli.doctor.checks import partition_checks
+from ingest.config.settings import Settings
+from ingest.sinks.postgres import schema
+from ingest.sinks.postgres.housekeeping.making import first_partitions, partitions_like
+from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US, partitions, span_bounds
+from ingest.sinks.postgres.housekeeping.table_state import look_at
+from ingest.sinks.postgres.schema import READINGS, TargetTable
+from ingest.system.clock import unix_us
+from tests.support.commands import Here
+from tests.support.partitions import make_partition
+
+CLIMATE = TargetTable("public", "climate")
+DECLARED = """
+[[table]]
+name = "climate"
+metrics = ["temperature"]
+since = 2026-01-01T00:00:00Z
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Give settings that declare a table."""
+    path = tmp_path / "tables.toml"
+    path.write_text(DECLARED)
+    return Settings(tables_file=str(path), keep_hot="2d", database_unsafe=True, command_s_max=5.0)
+
+
+@pytest.fixture
+async def both(connection: asyncpg.Connection, settings: Settings) -> asyncpg.Connection:
+    """Give the owner's connection to `readings` and `climate`, each with a partition for a day."""
+    ahead = partitions_ahead(settings)
+    await schema.apply(connection, partitions=await first_partitions(connection, DAY, ahead))
+    await connection.execute(
+        "create table climate (ts timestamptz, device_id text, temperature float8, "
+        "primary key (ts, device_id)) partition by range (ts)"
+    )
+    begin = await partitions_like(connection, READINGS, DAY, ahead, CLIMATE)
+    assert begin is not None
+    await begin(connection)
+    assert len(await partitions(connection, "climate")) in (9, 10)  # at the end of a day one more
+    return connection
+
+
+@asynccontextmanager
+async def running(housekeeping: Housekeeping) -> AsyncIterator[None]:
+    """Run the housekeeping."""
+    stopping = asyncio.Event()
+    task = asyncio.create_task(housekeeping.run(stopping))
+    try:
+        async with asyncio.timeout(20):
+            yield
+    finally:
+        stopping.set()
+        await task
+
+
+def flags(url: str, settings: Settings) -> list[str]:
+    """Return the same settings for a command."""
+    words = ["--database-url", url, "--tables-file", settings.tables_file]
+    return [*words, "--keep-hot", settings.keep_hot]
+
+
+def figures(housekeeping: Housekeeping) -> dict[str, float | None]:
+    """Return all figures of the housekeeping."""
+    return {each.name: each.read(housekeeping) for each in METRICS}
+
+
+async def test_each_table_has_partitions_ahead_and_its_own_old_ones_leave(
+    both: asyncpg.Connection, shared_url: str, settings: Settings, here: Here
+) -> None:
+    """What waits or is lacking is told with the name of its table; figures are over all."""
+    now_us = unix_us()
+    for name in ("readings", "climate"):
+        view = await look_at(both, name, DAY)
+        for days in (4, 3, 1):
+            assert await make_partition(both, view, span_bounds(DAY, now_us - days * DAY_US))
+    old, last = (await partitions(both, "climate"))[0], (await partitions(both, "climate"))[-1]
+    await both.execute(
+        f"drop table {last.name}; insert into climate values (now() - interval '4 days', 'd', 1)"
+    )
+    housekeeping = Housekeeping(settings, lambda: shared_url)
+    async with running(housekeeping):
+        while housekeeping.waiting != 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert housekeeping.trouble().cause == RETENTION_WAITS
+        seen = figures(housekeeping)
+        counts = [len(await partitions(both, name)) for name in ("readings", "climate")]
+        assert (seen["partitions"], counts[0]) == (sum(counts), counts[1])
+        assert seen["partition_spans_ahead"] == counts[0] - 4
+        assert (await partitions(both, "climate"))[-1].name == last.name, "it was made again"
+        assert (seen["housekeeping_steps_failed"], seen["housekeeping_steps_waiting"]) == (0, 8)
+        assert 3.9 * 86_400 < (seen["table_oldest_age_seconds"] or 0) < 5 * 86_400
+    words = flags(shared_url, settings)
+    plan = (await here("housekeeping", "plan", *words)).stdout
+    assert f"detach, drop {old.name} (waits)" in plan
+    (done, again) = [await here("housekeeping", "run", "--yes", *words) for _ in range(2)]
+    assert (done.code, f"drop {old.name}: done" in done.stdout) == (0, True)
+    assert again.stdout.count("nothing was due") == 2
+    assert await both.fetchval("select count(*) from climate") == 0
+    status = json.loads((await here("housekeeping", "status", "--json", *words)).stdout)
+    (declared,) = status["declared"]
+    assert (declared["table"], declared["partitions"]) == ("public.climate", counts[1] - 2)
+    details = [each.detail for each in await partition_checks(settings, shared_url)]
+    assert [each.startswith("climate: ") for each in details] == [False, True]
+
+
+async def test_trouble_of_one_table_names_it_and_delays_nothing_of_the_others(
+    both: asyncpg.Connection, shared_url: str, settings: Settings, here: Here
+) -> None:
+    """Few partitions that a job should make; then the records of a table are lost."""
+    words = flags(shared_url, settings)
+    made = await partitions(both, "climate")
+    for each in made[2:]:
+        await both.execute(f"drop table {each.name}")
+    housekeeping = Housekeeping(replace(settings, housekeeping=False), lambda: shared_url)
+    async with running(housekeeping):
+        while housekeeping.trouble().cause != PARTITIONS_END:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert housekeeping.trouble().details == "few are left of public.climate"
+    assert (await here("housekeeping", "run", *words)).code == 0
+    await both.execute(f"drop table readings_{made[-1].name.split('_')[1]}")
+    await both.execute("drop table ingest_housekeeping_climate")
+    housekeeping = Housekeeping(settings, lambda: shared_url)
+    async with running(housekeeping):
+        while not housekeeping.failed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert "ingest_housekeeping_climate has no entry" in housekeeping.trouble().details
+        assert "`ingest schema adopt --table-name climate --yes`" in housekeeping.trouble().details
+        assert len(await partitions(both, "readings")) == len(made)
+        assert (await here("schema", "adopt", "--table-name", "climate", "--yes", *words)).code == 0
+    assert "nothing was due" in (await here("housekeeping", "run", *words)).stdout
+    status = json.loads((await here("housekeeping", "status", "--json", *words)).stdout)
+    assert status["declared"][0]["partitions_ours"] == len(made)
+
+
+async def test_late_rows_of_a_declared_table_get_its_partitions(
+    both: asyncpg.Connection, shared_url: str, settings: Settings
+) -> None:
+    """Those of the others stay as they are. A plain table, or a hypertable, takes all times."""
+    late, now_us = late_of_tables(settings, lambda: shared_url), unix_us()
+    readings = TargetTable("public")
+    before = len(await partitions(both, "readings"))
+    assert await late.make_for({readings: [now_us], CLIMATE: [now_us, now_us - 30 * DAY_US]})
+    assert len(await partitions(both, "readings")) == before
+    assert late.of(CLIMATE).is_covered(now_us - 30 * DAY_US)
+    assert not late.of(readings).is_covered(now_us - 30 * DAY_US)
+    assert late.lacking == ""
+    await both.execute("delete from ingest_housekeeping_climate where key = 'table/climate'")
+    late = late_of_tables(settings, lambda: shared_url)
+    assert not await late.make_for({readings: [now_us], CLIMATE: [now_us - 40 * DAY_US]})
+    assert late.lacking.startswith("climate: no partition for readings from ")
+    why = late.of(CLIMATE).why_not(now_us - 40 * DAY_US)
+    assert why is not None
+    assert "no partition of climate for this time" in why.message
+    await both.execute("drop table climate; create table climate (ts timestamptz)")
+    late = late_of_tables(settings, lambda: shared_url)
+    assert await late.make_for({readings: [now_us - 50 * DAY_US], CLIMATE: [0]})
+    assert not await late.make_for({CLIMATE: [0]})
+    # Without partitions of `readings` by us there are none of declared tables, either
+    await both.execute("delete from ingest_housekeeping where key = 'table/readings'")
+    ahead = partitions_ahead(settings)
+    assert await partitions_like(both, READINGS, DAY, ahead, CLIMATE) is None
