@@ -1,9 +1,9 @@
 """The library in use: an app of aiohttp with the pages of the data port, and tasks that put.
 
-`python -m benchmarks.library serve FLAGS` takes the flags of `ingest serve`, but needs a database,
-and tells its addresses in the same file. The app has all pages of the data port, and a second app
-/readyz and /metrics. SIGTERM closes the pipeline first: until then posts are refused. The event
-loop is uvloop, and the garbage collector is set, as `ingest serve` does it.
+`python -m benchmarks.library serve FLAGS` takes the flags of `ingest serve`, but needs a database.
+It tells its addresses in the same file, and in its first line. The app has all pages of the data
+port, and a second app /readyz and /metrics. SIGTERM closes the pipeline first: until then posts are
+refused. The event loop is uvloop, and the garbage collector is set, as `ingest serve` does it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ async def serve(words: Sequence[str]) -> None:
         file = Path(given["state_dir"], "app.json")
         file.write_text(json.dumps({**info, "database_url": given["database_url"]}))
         file.rename(file.with_name("service.json"))
+        print(f"http://{listen}/v1/readings http://{admin_listen}/metrics", flush=True)
         await stopping.wait()
         print("drained:", await pipeline.close())
         for runner in runners:

@@ -279,8 +279,10 @@ class Housekeeping:
         said = failed or ([lacking] if lacking else waiting)
         more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
         shown = said[0][:WORDS_MAX] + more if said else ""
-        if any(ends_soon(each.view) for each in found):
+        ends = [each.view.table for each in found if ends_soon(each.view)]
+        if ends:
             cause = PARTITIONS_END
+            shown = "; ".join(filter(None, (f"few are left of {', '.join(ends)}", shown)))
         elif failed or hidden:
             cause = HOUSEKEEPING_FAILS
         elif lacking:

@@ -175,7 +175,8 @@ class WritingHalf:
 
     async def _make_column_tables(self, url: str) -> None:
         settings = self._settings
-        if tables := make_tables(settings).all:
+        tables = make_tables(settings).all
+        try:
             await make_column_tables(
                 url,
                 self.known.target,
@@ -185,6 +186,9 @@ class WritingHalf:
                 span=settings.partition_span,
                 ahead=partitions_ahead(settings),
             )
+        except WriteFailed as failure:
+            if tables or failure.reason == TABLES:  # a look that nobody waits for may fail
+                raise
 
     async def _try_later(self) -> None:
         self.first_try.set()

@@ -28,7 +28,7 @@ from ingest.model.errors import (
     Stopping,
 )
 from ingest.model.ledger import Ledger
-from ingest.model.moments import place_readings
+from ingest.model.placed_rows import place_readings
 from ingest.model.ports import BufferStats, Inlet
 from ingest.model.reading import DRAINED, EXHAUSTED, Letter, name_fault
 from ingest.model.tables import Tables

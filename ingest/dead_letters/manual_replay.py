@@ -39,7 +39,8 @@ from ingest.formats.timestamp import UNITS
 from ingest.model.block import Refusal
 from ingest.model.causes import OF_ONE_ROW, Verdict, WriteFailed
 from ingest.model.errors import Refused, ReplayStopped
-from ingest.model.moments import COLUMNS_MAX, decode_readings, place_readings
+from ingest.model.moments import COLUMNS_MAX, decode_readings
+from ingest.model.placed_rows import place_readings
 from ingest.model.ports import Sink, Stored
 from ingest.model.reading import INVALID, JSON, LINE, MAPPED, Letter, Reading
 from ingest.system.clock import monotonic_s, unix_us

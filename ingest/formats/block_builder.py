@@ -37,7 +37,7 @@ from ingest.formats.post import (
 )
 from ingest.model.block import PG_EPOCH_US, Block, device_needles, encode_rows, metric_after
 from ingest.model.errors import Refused
-from ingest.model.moments import encode_placed
+from ingest.model.placed_rows import encode_placed
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
 from ingest.model.tables import NO_TABLES, Tables
 
@@ -181,27 +181,11 @@ def valid_needles(device_ids: list[str]) -> list[bytes]:
 SERIES = SeriesCache()
 
 
-def encode(
-    times_pg_us: Sequence[int],
-    names: Sequence[bytes],
-    values: Sequence[float],
-    owners: Sequence[int] | None,
-    post: Post,
-) -> tuple[bytes, Sequence[int] | None]:
-    """Encode readings, each in the row of its home; return the tuples, and the owners in order.
+class Unplaced:
+    """Readings that a declared table may take, and that are not encoded yet.
 
-    The first three arguments are those of `encode_rows`. `owners[i]` is the item of reading i.
+    `owners` are their items.
     """
-    if not post.rules.tables:
-        return encode_rows(times_pg_us, names, values), owners
-    tuples, order = encode_placed(times_pg_us, names, values, post.rules.tables)
-    if order is None:
-        return tuples, owners
-    return tuples, order if owners is None else [owners[each] for each in order]
-
-
-class Unencoded:
-    """Readings that were read one by one, and have no rows yet. `owners` are their items."""
 
     def __init__(self) -> None:
         self.times_pg_us: list[int] = []
@@ -209,25 +193,40 @@ class Unencoded:
         self.values: list[float] = []
         self.owners: list[int] = []
 
-    def add(self, ts_us: int, names: list[bytes], values: Iterable[float], owner: int) -> None:
-        """Add the readings of an item or a line."""
-        self.times_pg_us += [ts_us - PG_EPOCH_US] * len(names)
+    def add(
+        self,
+        times_pg_us: Iterable[int],
+        names: Iterable[bytes],
+        values: Iterable[float],
+        owners: Iterable[int],
+    ) -> None:
+        """Add readings. The first three are as for `encode_rows`."""
+        self.times_pg_us += times_pg_us
         self.names += names
         self.values += values
-        self.owners += [owner] * len(names)
+        self.owners += owners
 
-    def encoded(self, post: Post) -> tuple[bytes, Sequence[int]]:
-        """Take TOGETHER_MAX of them, or some more; return their tuples, and the owner of each."""
-        end, end_max = TOGETHER_MAX, min(2 * TOGETHER_MAX, len(self.names))
-        while end < end_max and self.times_pg_us[end] == self.times_pg_us[end - 1]:
+    @property
+    def are_many(self) -> bool:
+        """Whether some of them are to be encoded before there are more."""
+        return len(self.names) >= 2 * TOGETHER_MAX
+
+    def encode(self, readings_max: int, tables: Tables) -> tuple[bytes, list[int], int]:
+        """Take some of them, TOGETHER_MAX if there is no reason for more or less.
+
+        Returns their tuples, the owner of each, and the newest time (Unix microseconds).
+        """
+        times = self.times_pg_us
+        end, end_max = TOGETHER_MAX, min(2 * TOGETHER_MAX, readings_max, len(times))
+        while end < end_max and times[end] == times[end - 1]:
             end += 1  # so that a moment becomes one row
-        first = slice(end)
-        tuples, owners = encode(
-            self.times_pg_us[first], self.names[first], self.values[first], self.owners[first], post
-        )
+        taken = slice(min(end, end_max))
+        newest_us = max(times[taken]) + PG_EPOCH_US
+        owners = self.owners[taken]
+        tuples, order = encode_placed(times[taken], self.names[taken], self.values[taken], tables)
         for column in (self.times_pg_us, self.names, self.values, self.owners):
-            del column[first]
-        return tuples, owners or ()
+            del column[taken]
+        return tuples, owners if order is None else [owners[each] for each in order], newest_us
 
 
 class Rows(Struct, frozen=True, gc=False):
@@ -250,6 +249,7 @@ class BlockBuilder:
         self._errors_max = most_invalid(body_bytes)
         self._blocks: list[Block] = []
         self._bytes = 0  # of them, of `_parts`, and of the items in `errors`
+        self._unplaced = Unplaced()
         # Of the next block:
         self._parts: list[bytes] = []
         self._block_rows = 0
@@ -282,25 +282,75 @@ class BlockBuilder:
         owners: Sequence[int],
         newest_us: int,
     ) -> None:
-        """Add rows to the last block; begin a new one when it is full."""
-        at, rows, block_rows_max = 0, len(names), self._post.rules.post_rows_max
+        """Add readings to the last block; begin a new one when it is full.
+
+        If tables are declared, they are encoded later, some with each call.
+        """
+        if not self._post.rules.tables:
+            self.add_plain(times_pg_us, names, values, owners, newest_us)
+            return
+        self._unplaced.add(times_pg_us, names, values, owners)
+        self.rows += len(names)
+        if self._unplaced.are_many:
+            self._place()
+
+    def add_plain(
+        self,
+        times_pg_us: Sequence[int],
+        names: list[bytes],
+        values: list[float],
+        owners: Sequence[int],
+        newest_us: int,
+    ) -> None:
+        """Add readings that no table takes."""
+        at, rows = 0, len(names)
         while at < rows:
-            end = min(rows, at + block_rows_max - self._block_rows)
-            part, part_owners = encode(
-                times_pg_us[at:end], names[at:end], values[at:end], owners[at:end], self._post
-            )
-            self._parts.append(part)
-            self._bytes += len(part)
-            self._owners.extend(part_owners or ())
-            self._block_rows += end - at
-            self._newest_us = max(self._newest_us, newest_us)
-            if self._block_rows == block_rows_max:
-                self._end_block()
+            end = min(rows, at + self._room)
+            part = encode_rows(times_pg_us[at:end], names[at:end], values[at:end])
+            self._add(part, owners[at:end], newest_us)
             at = end
         self.rows += rows
 
+    def add_placed(self, tuples: bytes, owners: Sequence[int], newest_us: int) -> None:
+        """Add encoded readings to the last block or a new one. They are not too many for it."""
+        if len(owners) > self._room:
+            self._end_block()
+        self._add(tuples, owners, newest_us)
+        self.rows += len(owners)
+
+    def place(self) -> Generator[None, None, None]:
+        """Encode what is not encoded yet, but for some readings. A step has some of them."""
+        while self._unplaced.are_many:
+            yield
+            self._place()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether some readings are not encoded yet that `place` would encode."""
+        return self._unplaced.are_many
+
+    @property
+    def _room(self) -> int:
+        """So many readings fit in the last block."""
+        return self._post.rules.post_rows_max - self._block_rows
+
+    def _place(self) -> None:
+        tuples, owners, newest_us = self._unplaced.encode(self._room, self._post.rules.tables)
+        self._add(tuples, owners, newest_us)
+
+    def _add(self, tuples: bytes, owners: Sequence[int], newest_us: int) -> None:
+        self._parts.append(tuples)
+        self._bytes += len(tuples)
+        self._owners.extend(owners)
+        self._block_rows += len(owners)
+        self._newest_us = max(self._newest_us, newest_us)
+        if self._block_rows == self._post.rules.post_rows_max:
+            self._end_block()
+
     def points(self) -> Points:
         """Return all that was added."""
+        while self._unplaced.names:
+            self._place()
         self._end_block()
         return Points(self._blocks, self.errors, not_kept=self.not_kept)
 
@@ -308,7 +358,8 @@ class BlockBuilder:
         if not self._block_rows:
             return
         post, owners = self._post, self._owners
-        is_alike = owners == array("L", range(self._block_rows))
+        is_alike = owners[-1] == self._block_rows - 1  # nearly always as good as the next line
+        is_alike = is_alike and owners == array("L", range(self._block_rows))
         block = Block(
             b"".join(self._parts),
             self._block_rows,
@@ -346,12 +397,12 @@ class ItemReader:
         self._tuples: list[bytes] = []
         self._owners: list[int] | None = None  # the item of each row; None: row i is of item i
         self._encoded = 0  # so many rows
-        self._read = Unencoded()  # of items that were read one by one
+        self._unplaced = Unplaced()  # of items that were read one by one
 
     def finish(self, steps: Generator[None, None, None]) -> Steps:
         """Do the steps; return everything that was read."""
         yield from steps
-        self._encode_all()
+        self._place_all()
         block = None
         if self.rows:
             block = Block(
@@ -372,9 +423,9 @@ class ItemReader:
             if start:
                 yield
             self.read_few(items[start : start + CAREFUL_ITEMS], originals[start:], read)
-            while len(self._read.names) >= 2 * TOGETHER_MAX:
-                self._encode()
+            while self._unplaced.are_many:
                 yield
+                self._place()
             if len(self.errors) > most_invalid(self._body_bytes):
                 raise self.too_many_invalid()
 
@@ -397,16 +448,18 @@ class ItemReader:
             if readings is not None:
                 ts_us, device_id, by_metric = readings
                 names = [SERIES.names(metric, device_id) for metric in by_metric]
-                self._read.add(ts_us, names, by_metric.values(), item)
+                count = len(names)
+                times_pg_us = [ts_us - PG_EPOCH_US] * count
+                self._unplaced.add(times_pg_us, names, by_metric.values(), [item] * count)
                 self._newest_us = max(self._newest_us, ts_us)
-                self.rows += len(names)
+                self.rows += count
         self.items += len(items)
         self.is_all_bad = self.rows == before
         self._check()
 
     def keep(self, rows: Rows, items: int) -> None:
         """Add the rows of the next items. Raises Refused (`too_many_readings`)."""
-        self._encode_all()
+        self._place_all()
         owners = range(rows.rows) if rows.items is None else rows.items
         is_alike = rows.items is None and self._owners is None
         self._add(rows.tuples, None if is_alike else [self.items + i for i in owners], rows.rows)
@@ -415,13 +468,14 @@ class ItemReader:
         self._newest_us = max(self._newest_us, rows.newest_us)
         self._check()
 
-    def _encode_all(self) -> None:
-        while self._read.names:
-            self._encode()
+    def _place_all(self) -> None:
+        while self._unplaced.names:
+            self._place()
 
-    def _encode(self) -> None:
+    def _place(self) -> None:
         """Encode some of what was read one by one."""
-        tuples, owners = self._read.encoded(self.post)
+        rules = self.post.rules
+        tuples, owners, _ = self._unplaced.encode(rules.post_rows_max, rules.tables)
         self._add(tuples, owners, len(owners))
 
     def _add(self, tuples: bytes, owners: Sequence[int] | None, rows: int) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeVar
 
 from ingest.formats.block_builder import SERIES
 from ingest.model.block import PG_EPOCH_US, device_needle
-from ingest.model.moments import COLUMNS_MAX, PlacedRows, RowForm, encode_placed, row_form
+from ingest.model.moments import COLUMNS_MAX
+from ingest.model.placed_rows import PlacedRows, RowForm, encode_placed, row_form
 from ingest.model.tables import ColumnTable, Homes, Tables
 
 KEPT_BYTES_MAX = 4 * 1024 * 1024  # of all that is kept: some 3,000 tuples of ten metrics
@@ -31,12 +32,12 @@ T = TypeVar("T")
 class PlacedValues(NamedTuple):
     """Values that become a row of a table: its form, what it has of the series, their places.
 
-    Value `places[i]` of the moment has the i-th column of the form. None: all have, in order.
+    Value `places[i]` of the moment has the i-th column of the form.
     """
 
     form: RowForm
     series: bytes
-    places: tuple[int, ...] | None
+    places: tuple[int, ...]
 
 
 class Placing(NamedTuple):
@@ -62,8 +63,7 @@ def placing_of(metrics: Sequence[str], homes: Homes) -> Placing:
         columns = tuple(sorted(place_of))
         places = tuple(place_of[column] for column in columns)
         after = device_needle(series) if table.measurement else b""
-        is_all = places == tuple(range(len(metrics)))
-        placed.append(PlacedValues(row_form(table, columns), after, None if is_all else places))
+        placed.append(PlacedValues(row_form(table, columns), after, places))
     return Placing(tuple(placed), tuple(plain))
 
 
@@ -123,7 +123,7 @@ class Items(NamedTuple):
             )
 
 
-def place_items(items: Items, tables: Tables) -> tuple[bytes, list[int]]:
+def place_items(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
     """Encode the values of items, each in its home; return the tuples, and the owner of each.
 
     Raises KeyError for an invalid name, or if it would take too long.
@@ -163,13 +163,13 @@ def place_item(ts_us: int, device_id: str, values: dict[str, float], tables: Tab
         placing = PLACINGS.of(metrics, homes)
         if len(placing.rows) == 1 and not placing.plain:
             ((form, series, places),) = placing.rows
-            cells = numbers if places is None else [numbers[place] for place in places]
-            return form.section(ts_pg_us, SERIES.needles([device_id])[0] + series, cells)
+            names = SERIES.needles([device_id])[0] + series
+            return form.section(ts_pg_us, names, [numbers[place] for place in places])
     item = Items([ts_pg_us], [device_id], [metrics], numbers, [0] * len(numbers))
     return place_items(item, tables)[0]
 
 
-def _placed(items: Items, homes: Homes) -> tuple[bytes, list[int]] | None:
+def _placed(items: Items, homes: Homes) -> tuple[bytes, Sequence[int]] | None:
     """Do what `place_items` does, or return None: the values have to be read one by one."""
     kinds = {*items.metrics}
     if len(kinds) > KINDS_MAX or max(map(len, kinds)) > METRICS_MAX:
@@ -187,20 +187,19 @@ def _add(rows: PlacedRows, items: Items, placing: Placing) -> None:
     needles, count = SERIES.needles(device_ids), len(metrics)
     for form, series, places in placing.rows:
         names = [needle + series for needle in needles] if series else needles
-        if places is None:
-            rows.add(form, times_pg_us, names, values, owners)
-        else:
-            picked = _picked(values, places, count), _picked(owners, places, count)
-            rows.add(form, times_pg_us, names, *picked)
+        columns = [values[place::count] for place in places]
+        rows.add(form, times_pg_us, names, columns, picked(owners, places, count))
     for place in placing.plain:
         (after,) = SERIES.afters((metrics[place],))
         names = [needle + after for needle in needles]
         rows.add_plain(times_pg_us, names, values[place::count], owners[place::count])
 
 
-def _picked(cells: list[T], places: tuple[int, ...], count: int) -> list[T]:
-    """Return the cells of each moment that have these places, in this order; each has `count`."""
-    return [*chain.from_iterable(zip(*(cells[place::count] for place in places), strict=True))]
+def picked(owners: list[int], places: Sequence[int], count: int) -> list[int]:
+    """Return the owners of the values with these places of each item; an item has `count`."""
+    if [*places] == [*range(count)]:
+        return owners
+    return [*chain.from_iterable(zip(*(owners[place::count] for place in places), strict=True))]
 
 
 def _joined(items: Items) -> Items | None:

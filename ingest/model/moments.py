@@ -19,38 +19,32 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
-from itertools import chain, islice, pairwise
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import NamedTuple
 
 from ingest.model.block import (
     DEVICE_COLUMN,
     PG_EPOCH_US,
     decode_rows,
-    device_needle,
-    encode_rows,
-    names_between,
     row_offsets,
     rows_fault,
 )
 from ingest.model.reading import NAME_BYTES_MAX, Reading
-from ingest.model.tables import ColumnHome, ColumnTable, Tables, metric_of
+from ingest.model.tables import ColumnTable, metric_of
 
 MARK = b"\x00" + 9 * b"\xff"
-ROW_FORMS_KEPT_MAX = 1_000  # some 15 kB each with COLUMNS_MAX
-RUN_VALUES_MAX = 64  # packed in one call, unless a row has more
 _OF_MARK = 5 * b"\xff"  # found five times as fast as the whole, and seldom in plain rows
 COLUMNS_MAX = 100  # of a table: a row with one value then has some 450 bytes
 
 _SIZES = struct.Struct(">IIII")
 _SECTION_BYTES = len(MARK) + _SIZES.size
-_SIZE = struct.Struct(">i")
-_ROW_HEAD = struct.Struct(">hiq")
-_ROW_BEGIN = struct.Struct(">hi")  # of it
-_CELL = struct.Struct(">id")
-_NULL, _EIGHT = _SIZE.pack(-1), _SIZE.pack(8)
+SIZE = struct.Struct(">i")
+ROW_HEAD = struct.Struct(">hiq")
+CELL = struct.Struct(">id")
+NULL = SIZE.pack(-1)
 _TIME = struct.Struct(">q")
 _TIME_AT = 6  # in a row, as in a plain one
 
@@ -111,7 +105,7 @@ class RowRun(NamedTuple):
         if self.form is None:
             return row_offsets(self.tuples)
         names, columns = self.form.fixed_columns - 1, len(self.form.columns)
-        data, size_of, offsets, end = self.tuples, _SIZE.unpack_from, [0], 0
+        data, size_of, offsets, end = self.tuples, SIZE.unpack_from, [0], 0
         while end < len(data):
             end += DEVICE_COLUMN
             for _ in range(names):
@@ -149,17 +143,17 @@ class RowRun(NamedTuple):
         form, data, at = self.form, self.tuples, 0
         assert form is not None, "a section has a form"
         while at < len(data):
-            _, _, ts_pg_us = _ROW_HEAD.unpack_from(data, at)
-            at += _ROW_HEAD.size
+            _, _, ts_pg_us = ROW_HEAD.unpack_from(data, at)
+            at += ROW_HEAD.size
             names = []
             for _ in range(form.fixed_columns - 1):
-                (size,) = _SIZE.unpack_from(data, at)
+                (size,) = SIZE.unpack_from(data, at)
                 names.append(data[at + 4 : at + 4 + size].decode())
                 at += 4 + size
             values = list[float | None]()
             for _ in form.columns:
-                (size,) = _SIZE.unpack_from(data, at)
-                values.append(_CELL.unpack_from(data, at)[1] if size > 0 else None)
+                (size,) = SIZE.unpack_from(data, at)
+                values.append(CELL.unpack_from(data, at)[1] if size > 0 else None)
                 at += 4 + max(0, size)
             series = names[1] if form.measurement else ""
             yield Cells(ts_pg_us + PG_EPOCH_US, names[0], series, values)
@@ -187,8 +181,8 @@ class RowRun(NamedTuple):
 def reading_bytes_max(table: ColumnTable) -> int:
     """Return the most bytes of a reading in a block: a row of its own, in a section of its own."""
     form = form_of_table(table)
-    names = (form.fixed_columns - 1) * (_SIZE.size + NAME_BYTES_MAX)
-    row = _ROW_HEAD.size + names + _SIZE.size * len(form.columns) + _TIME.size
+    names = (form.fixed_columns - 1) * (SIZE.size + NAME_BYTES_MAX)
+    row = ROW_HEAD.size + names + SIZE.size * len(form.columns) + _TIME.size
     return _SECTION_BYTES + len(form.head) + row
 
 
@@ -217,209 +211,6 @@ def runs(tuples: bytes) -> Iterator[RowRun]:
         form, at = form_of(tuples[at : at + h]), at + h
         yield RowRun(form, tuples[at : at + n], rows, readings)
         at += n
-
-
-class RowForm:
-    """Rows of a table that have values in the same columns: `columns` are their places, in order.
-
-    `names` of a row are what it has of the device and then, if the table is of a measurement, of
-    the series: each as `device_needle` writes it.
-    """
-
-    def __init__(self, table: ColumnTable, columns: tuple[int, ...]) -> None:
-        form = form_of_table(table)
-        self.table = table
-        self.columns = columns
-        self.head = form.head
-        self._begin = _ROW_BEGIN.pack(form.fixed_columns + len(table.columns), 8)
-        places = pairwise((-1, *columns))
-        before = [_NULL * (column - last - 1) + _EIGHT for last, column in places]
-        after = _NULL * (len(table.columns) - 1 - columns[-1])
-        # What stands before each value, and a place for it.
-        self._cells: list[Any] = [*chain.from_iterable((text, 0.0) for text in before), after]
-        self.cells_format = "".join(f"{len(text)}sd" for text in before) + f"{len(after)}s"
-
-    def rows(
-        self, times_pg_us: Sequence[int], names: Sequence[bytes], values: Sequence[float]
-    ) -> bytes:
-        """Encode rows; `values` are those of the first row, then those of the next one."""
-        count, width = len(self.columns), 3 + len(self._cells)
-        cells = [self._begin, 0, b"", *self._cells] * len(names)  # row after row
-        cells[1::width] = times_pg_us
-        cells[2::width] = names
-        for place in range(count):
-            cells[4 + 2 * place :: width] = values[place::count]
-        sizes = [*map(len, names)]
-        if len({*sizes}) > 1:
-            return b"".join(
-                [
-                    _packer(self, size, 1)(*cells[row * width : (row + 1) * width])
-                    for row, size in enumerate(sizes)
-                ]
-            )
-        packed, at, rows_max = list[bytes](), 0, max(1, RUN_VALUES_MAX // count)
-        while at < len(cells):
-            rows = min(rows_max, 1 << ((len(cells) - at) // width).bit_length() - 1)
-            packed.append(_packer(self, sizes[0], rows)(*cells[at : at + rows * width]))
-            at += rows * width
-        return b"".join(packed)
-
-    def section(self, ts_pg_us: int, names: bytes, values: Sequence[float]) -> bytes:
-        """Encode one row as a section."""
-        cells = [*self._cells]
-        cells[1::2] = values
-        row = _packer(self, len(names), 1)(self._begin, ts_pg_us, names, *cells)
-        return section(self.head, row, 1, len(self.columns))
-
-
-@lru_cache(512)  # some 7 kB each: of RUN_VALUES_MAX values, or of COLUMNS_MAX in one row
-def _packer(form: RowForm, names_bytes: int, rows: int) -> Callable[..., bytes]:
-    """Return what packs some rows whose names have this size."""
-    row = f"{_ROW_BEGIN.size}sq{names_bytes}s{form.cells_format}"
-    return struct.Struct(">" + row * rows).pack
-
-
-_ROW_FORMS: dict[tuple[str, tuple[int, ...]], RowForm] = {}
-
-
-def row_form(table: ColumnTable, columns: tuple[int, ...]) -> RowForm:
-    """Return the form of rows with values in these columns."""
-    key = table.name, columns
-    form = _ROW_FORMS.get(key)
-    if form is None or form.table is not table:
-        if len(_ROW_FORMS) >= ROW_FORMS_KEPT_MAX:
-            _ROW_FORMS.clear()
-        form = _ROW_FORMS[key] = RowForm(table, columns)
-    return form
-
-
-class PlacedRows:
-    """Readings that get their homes, and what they become: rows of `readings`, and of tables.
-
-    `owners` say of each reading whose it is: they come back in the order of the encoded readings.
-    """
-
-    def __init__(self) -> None:
-        self._times_pg_us: list[int] = []  # of rows of `readings`
-        self._names: list[bytes] = []
-        self._values: list[float] = []
-        self._owners: list[int] = []
-        # Of each table: the head of its section, its rows, their numbers, the owners.
-        self._tables: dict[str, tuple[bytes, list[bytes], list[int], list[int]]] = {}
-
-    def add_plain(
-        self,
-        times_pg_us: Iterable[int],
-        names: Iterable[bytes],
-        values: Iterable[float],
-        owners: Iterable[int],
-    ) -> None:
-        """Add rows of `readings`. The first three are as for `encode_rows`."""
-        self._times_pg_us += times_pg_us
-        self._names += names
-        self._values += values
-        self._owners += owners
-
-    def add(
-        self,
-        form: RowForm,
-        times_pg_us: Sequence[int],
-        names: Sequence[bytes],
-        values: Sequence[float],
-        owners: Iterable[int],
-    ) -> None:
-        """Add rows of a table. The first ones are as for `RowForm.rows`."""
-        rows = form.rows(times_pg_us, names, values)
-        self.add_encoded(form.table.name, form.head, rows, len(names), owners)
-
-    def add_encoded(
-        self, name: str, head: bytes, data: bytes, rows: int, owners: Iterable[int]
-    ) -> None:
-        """Add encoded rows of a table, whose sections have this head."""
-        _, parts, counts, of_table = self._tables.setdefault(name, (head, [], [], []))
-        parts.append(data)
-        counts.append(rows)
-        of_table += owners
-
-    def encoded(self) -> tuple[bytes, list[int]]:
-        """Return the tuples of all that was added, and the owner of each reading."""
-        parts, owners = list[bytes](), self._owners
-        if self._names:
-            parts.append(encode_rows(self._times_pg_us, self._names, self._values))
-        for head, rows, counts, of_table in self._tables.values():
-            parts.append(section(head, b"".join(rows), sum(counts), len(of_table)))
-            owners += of_table
-        return b"".join(parts), owners
-
-
-def encode_placed(
-    times_pg_us: Sequence[int], names: Sequence[bytes], values: Sequence[float], tables: Tables
-) -> tuple[bytes, list[int] | None]:
-    """Encode readings, each in the row of its home; return the tuples and the order of readings.
-
-    The arguments are those of `encode_rows`. `order[i]` is the index of the reading that has become
-    number i; None: all are plain rows, as they came. Values of one device, series and time that
-    come one after the other, or with readings of other moments between them, become one row if no
-    column has a value twice. For the careful way: some 1 us a reading.
-    """
-    plain: list[int] = []
-    homes: dict[bytes, ColumnHome | None] = {}
-    moments: dict[str, dict[tuple[int, bytes, str], list[dict[int, int]]]] = {}
-    declared: dict[str, ColumnTable] = {}
-    for reading, (ts_pg_us, name) in enumerate(zip(times_pg_us, names, strict=True)):
-        end = 4 + _SIZE.unpack_from(name)[0]  # of the device
-        metric = name[end + 4 : -4]
-        if metric not in homes:
-            homes[metric] = tables.home(metric.decode())
-        home = homes[metric]
-        if home is None or ts_pg_us + PG_EPOCH_US < home.since_us:
-            plain.append(reading)
-            continue
-        table = home.table.name
-        if table not in moments:
-            moments[table], declared[table] = {}, home.table
-        rows = moments[table].setdefault((ts_pg_us, name[:end], home.series), [{}])
-        if home.column in rows[-1]:
-            rows.append({})
-        rows[-1][home.column] = reading
-    if not moments:
-        return encode_rows(times_pg_us, names, values), None
-    placed = PlacedRows()
-    placed.add_plain(
-        [times_pg_us[each] for each in plain],
-        [names[each] for each in plain],
-        [values[each] for each in plain],
-        plain,
-    )
-    for of_table, by_moment in moments.items():
-        form = form_of_table(declared[of_table])
-        columns, data, owners = len(form.columns), list[bytes](), list[int]()
-        for (ts_pg_us, device, series), rows in by_moment.items():
-            begin = _ROW_HEAD.pack(form.fixed_columns + columns, 8, ts_pg_us) + device
-            if form.measurement:
-                begin += device_needle(series)
-            for row in rows:
-                cells = [_NULL] * columns
-                for column, reading in row.items():
-                    cells[column] = _CELL.pack(8, values[reading])
-                data.append(begin + b"".join(cells))
-                owners += [row[column] for column in sorted(row)]
-        placed.add_encoded(of_table, form.head, b"".join(data), len(data), owners)
-    return placed.encoded()
-
-
-def place_readings(readings: Sequence[Reading], tables: Tables) -> tuple[bytes, Sequence[int]]:
-    """Encode readings as `encode_placed` does; return the tuples and the order of readings.
-
-    So readings that are read back one by one, as dead letters, are put into rows again.
-    """
-    tuples, order = encode_placed(
-        [each.ts_us - PG_EPOCH_US for each in readings],
-        [names_between(each.device_id, each.metric) for each in readings],
-        [each.value for each in readings],
-        tables,
-    )
-    return tuples, range(len(readings)) if order is None else order
 
 
 def decode_readings(tuples: bytes) -> Iterator[Reading]:
@@ -464,11 +255,11 @@ def _section_fault(run: RowRun) -> str:
         return "a section of it names no table, or no column"
     at = rows = readings = 0
     while at < len(data):
-        if _ROW_HEAD.unpack_from(data, at)[:2] != (columns, 8):
+        if ROW_HEAD.unpack_from(data, at)[:2] != (columns, 8):
             return "its bytes are no rows of a table"
-        at += _ROW_HEAD.size
+        at += ROW_HEAD.size
         for least in (1, 0)[: form.fixed_columns - 1]:  # a device, a series
-            (size,) = _SIZE.unpack_from(data, at)
+            (size,) = SIZE.unpack_from(data, at)
             if not least <= size <= NAME_BYTES_MAX:
                 return "a name in it has a wrong size"
             at += 4 + size
@@ -477,7 +268,7 @@ def _section_fault(run: RowRun) -> str:
         if not values:
             return "a row in it has no value"
         at, rows, readings = end, rows + 1, readings + values
-    is_right = (at, rows, readings) == (len(data), run.rows, run.readings)
+    is_right = rows > 0 and (at, rows, readings) == (len(data), run.rows, run.readings)
     return "" if is_right else "its bytes are not as many rows as it says"
 
 

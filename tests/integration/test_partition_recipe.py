@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 
@@ -24,6 +25,12 @@ from tests.system.service import REPOSITORY
 
 RECIPE = (REPOSITORY / "deploy" / "partition-a-table.sql").read_text()
 UNTIL = "ingest_partition_until"
+DECLARED = """
+[[table]]
+name = "climate"
+metrics = ["temperature"]
+since = 2026-01-01T00:00:00Z
+"""
 OLD = "insert into readings select '2026-01-01'::timestamptz + n * interval '1 min', 'old', 'm', n"
 
 
@@ -113,6 +120,32 @@ async def test_table_is_partitioned_while_a_sink_writes(
     assert view.spans_ahead >= 8
     code, said = await partition(shared_url)
     assert (code, "has partitions already" in said) == (3, True), said
+
+
+async def test_declared_table_is_partitioned_once_the_view_of_all_readings_is_away(
+    operator: asyncpg.Connection, shared_url: str, here: Here, tmp_path: Path
+) -> None:
+    """Both tables in turn; then `apply` makes the view again, and `since` is still known."""
+    declared = tmp_path / "tables.toml"
+    declared.write_text(DECLARED)
+    url = ("--database-url", shared_url, "--tables-file", str(declared))
+    assert (await here("schema", "apply", *url)).code == 0
+    await operator.execute("insert into climate values ('2026-01-01', 'd', 1)")
+    code, said = await partition(shared_url)
+    assert (code, "view all_readings" in said) == (3, True), said
+    await operator.execute("drop view all_readings")
+    for name in ("readings", "climate"):
+        code, said = await partition(shared_url, readings=name)
+        assert code == 0, said
+        words = ("schema", "adopt", "--yes", "--table-name", name, *url[:2])
+        assert (await here(*words)).code == 0
+    assert 'made the view public."all_readings"' in (await here("schema", "apply", *url)).stdout
+    assert await operator.fetchval("select value from all_readings") == 1.0
+    assert (await here("schema", "show", *url)).code == 0
+    assert (await here("housekeeping", "run", *url)).code == 0
+    for name in ("readings", "climate"):
+        view = await look_at(operator, name, "day")
+        assert (view.ours, view.spans_ahead >= 8) == (True, True)
 
 
 SET_UP = """

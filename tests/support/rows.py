@@ -11,7 +11,7 @@ import asyncpg
 from ingest.app.database import partitions_ahead
 from ingest.config.settings import Settings
 from ingest.model.block import PG_EPOCH_US, encode_reading, names_between
-from ingest.model.moments import encode_placed
+from ingest.model.placed_rows import encode_placed
 from ingest.model.reading import Reading
 from ingest.model.tables import Tables
 from ingest.sinks.postgres import column_tables, schema

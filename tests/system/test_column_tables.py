@@ -61,6 +61,9 @@ async def test_tables_are_made_at_the_start_and_a_changed_one_stops_it(
         done = await run_command("ingest", *command, *at, "--tables-file", file)
         assert done.code == code, done
         assert f"takes readings since {SINCE}, and is declared since" in done.stdout + done.stderr
+    at = ("--state-dir", open_tmp_path / "newer", *at[2:])
+    done = await run_command("ingest", "serve", *ports, *at, "--database-unsafe", "true")
+    assert (done.code, 'table "climate" is not declared any more' in done.stderr) == (2, True), done
 
 
 async def test_changed_table_of_a_database_that_comes_later_pauses_the_writes(

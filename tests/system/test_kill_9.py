@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from ingest.buffers.journal.segments import segment_files
+from tests.path.recorded.app import RunningApp
 from tests.system.database import Database
 from tests.system.fleet import FIRST_US, TABLE_SQL, Fleet, check_table, reading
-from tests.system.service import Service, run_command
+from tests.system.service import PLAIN, Service, run_command
 
 QUICK: dict[str, Any] = {
     "command_s_max": 1,
@@ -20,13 +21,15 @@ QUICK: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("program", [PLAIN, RunningApp.program], ids=["serve", "app of aiohttp"])
 async def test_killed_service_recovers_exactly_what_it_had_acknowledged(
-    open_tmp_path: Path, free_port: int
+    open_tmp_path: Path, free_port: int, program: tuple[str, ...]
 ) -> None:
     """Database down and kill -9, twice: acknowledged readings are recovered and stored once."""
     async with Database(open_tmp_path / "db", free_port) as database:
         service = Service(
             open_tmp_path / "state",
+            program=program,
             database_url=database.url,
             buffer_rows_max=5_000,
             journal_segment_bytes=100_000,

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import orjson
 
@@ -60,7 +60,8 @@ Ack = Literal["durable", "buffered", "committed"]
 PUT = "put"  # the label of its metrics, and its sender
 ITEM_BYTES = 64  # what an object counts as in its round of the event loop
 AGAIN_S = 1.0  # after which a put that found no room may come again, if nothing else is said
-OBJECTS = Format(JSON, objects.begin)
+# The items are the one element of such a body: no bound of bytes counts them.
+OBJECTS = Format(JSON, lambda body, post: objects.begin(cast("Any", body)[0], post))
 NOBODY = Client("", "")
 # Settings of the ports and the logs of a process.
 OF_PROCESS = frozenset(
@@ -117,8 +118,11 @@ class Pipeline:
     def __init__(self, database_url: str, *, state_dir: str | Path, **settings: Any) -> None:
         if of_process := OF_PROCESS & settings.keys():
             raise ConfigError(f"setting {min(of_process)}: a pipeline has no ports and no logs")
-        named = {"database_url": database_url, "state_dir": str(state_dir), **settings}
-        self._settings = load(environ={}, flags=named).settings
+        named = {"database_url": database_url, "state_dir": state_dir, **settings}
+        flags = {
+            name: str(each) if isinstance(each, Path) else each for name, each in named.items()
+        }
+        self._settings = load(environ={}, flags=flags).settings
         if not self._settings.database_url:
             raise ConfigError("setting database_url: a pipeline needs the URL of a database")
         self._memory: MemoryTable | None = None
@@ -223,7 +227,7 @@ class Pipeline:
         may have `post_rows_max` readings.
         """
         items = [readings] if isinstance(readings, Mapping) else [*readings]
-        return await self._put(items, ack, OBJECTS, len(items) * ITEM_BYTES)
+        return await self._put((items,), ack, OBJECTS, len(items) * ITEM_BYTES)
 
     async def put_body(
         self, body: bytes, content_type: str = "application/json", *, ack: Ack = "durable"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
-from ingest.formats.block_builder import BlockBuilder, encode
+from ingest.formats.block_builder import BlockBuilder
 from ingest.formats.line_escapes import marked
 from ingest.formats.lines.careful import (
     EMPTY,
@@ -23,10 +23,12 @@ from ingest.formats.lines.careful import (
     next_line,
     stamp_us,
 )
-from ingest.formats.lines.fast import ONE_BYTES_MAX, Columns, many, one
-from ingest.formats.lines.keys import KEPT_KEYS, UNREADABLE, Naming
+from ingest.formats.lines.fast import ONE_BYTES_MAX, Columns, TakenLines, many, one
+from ingest.formats.lines.keys import KEPT_KEYS, UNREADABLE, Keys, Naming
+from ingest.formats.lines.moments import PlacedLines, end_of_slice, place_lines
+from ingest.formats.moments import each_of
 from ingest.formats.post import Decoded, Points, Post, finished
-from ingest.model.block import PG_EPOCH_US, Block, encode_row
+from ingest.model.block import PG_EPOCH_US, Block
 from ingest.model.errors import Refused
 
 WHOLE_BYTES = 16 * 1024  # a body of this size is read in one step, if all its lines are plain
@@ -79,25 +81,21 @@ def begin(body: bytes, post: LinePost) -> Points | LineSteps:
         return Points([block], [], 0, 0)
     reader = _BodyReader(post, len(body))
     if len(body) <= WHOLE_BYTES and body.find(QUOTE) < 0 and reader.is_kept(body):
-        return reader.points()
+        return reader.finish() if reader.is_behind else reader.points()
     return reader.read(body)
 
 
 def _one_reading(body: bytes, line_post: LinePost) -> Block | None:
     """Return the block of a body with a single reading, if it is a plain one."""
     post = line_post.post
-    read = one(body, KEPT_KEYS.of(line_post.naming), post)
+    read = one(body, KEPT_KEYS.of(line_post.naming, post.rules.tables), post)
     if read is None:
         return None
-    if post.rules.tables:
-        ts_us, names, value = read
-        row, _ = encode([ts_us - PG_EPOCH_US], [names], [value], None, post)
-    else:
-        row = encode_row(*read)
+    ts_us, row = read
     if len(row) > line_post.rows_bytes_max:
         return None
     return Block(
-        row, 1, received_s=post.received_s, received_us=post.received_us, newest_ts_us=read[0]
+        row, 1, received_s=post.received_s, received_us=post.received_us, newest_ts_us=ts_us
     )
 
 
@@ -121,12 +119,23 @@ class _BodyReader:
 
     def is_kept(self, text: bytes) -> bool:
         """Read lines without `"` all together. Returns False if that is not possible."""
-        naming, post = self._post.naming, self._post.post
-        columns = many(marked(text, naming.escapes), KEPT_KEYS.of(naming), post)
-        self._is_doubtful = columns is None
-        if columns is not None:
-            self._keep(columns)
-        return columns is not None
+        keys, post = self._keys(), self._post.post
+        lines = many(marked(text, self._post.naming.escapes), keys, post)
+        read = place_lines(lines, self._lines, post) if isinstance(lines, TakenLines) else lines
+        if isinstance(lines, TakenLines) and read is not None and lines.new:
+            keys.keep(lines.new)
+        self._is_doubtful = read is None
+        if read is not None:
+            self._keep(read)
+        return read is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether some of what was read is encoded later."""
+        return self._built.is_behind
+
+    def _keys(self) -> Keys:
+        return KEPT_KEYS.of(self._post.naming, self._post.post.rules.tables)
 
     def read(self, body: bytes) -> LineSteps:
         """Read a body in slices."""
@@ -139,7 +148,14 @@ class _BodyReader:
                 stop = body.rfind(b"\n", at, at + SLICE_BYTES) + 1  # before a long line
                 if not stop:
                     raise line_too_large()
+            if self._post.post.rules.tables:
+                stop = end_of_slice(body, at, stop)
             at = yield from self._slice(body, at, stop)
+        return self.points()
+
+    def finish(self) -> LineSteps:
+        """Do what `points` does, in steps."""
+        yield from self._built.place()
         return self.points()
 
     def points(self) -> Points:
@@ -189,6 +205,7 @@ class _BodyReader:
         is_few = not half or body.count(b"\n", at, stop) <= FEW_LINES
         is_tried = stop - at <= 2 * SLICE_BYTES and (is_few or not self._is_doubtful)
         if is_tried and self.is_kept(body[at:stop]):
+            yield from self._built.place()
             return stop
         if not is_few:
             at = yield from self._plain(body, at, half)
@@ -207,7 +224,7 @@ class _BodyReader:
             self._step_bytes = 0
         if line is None:
             return at
-        read = yield from LineReader(line, KEPT_KEYS.of(naming), self._post.post).read()
+        read = yield from LineReader(line, self._keys(), self._post.post).read()
         self._strings += read.strings
         self._rounded += read.rounded
         if read.error is not None:
@@ -218,19 +235,22 @@ class _BodyReader:
         if rows:
             times_pg_us = [read.ts_us - PG_EPOCH_US] * rows
             self._built.add(times_pg_us, read.names, read.values, [line.number] * rows, read.ts_us)
+            yield from self._built.place()
         self._check()
         return at
 
-    def _keep(self, columns: Columns) -> None:
+    def _keep(self, read: Columns | PlacedLines) -> None:
         """Add the rows of the next lines."""
-        first, counts = self._lines, columns.counts
-        self._lines += columns.lines
-        owners: Sequence[int] = range(first, self._lines)
-        if counts is not None:
-            owners = [first + line for line, rows in enumerate(counts) for _ in range(rows)]
-        self._built.add(
-            columns.times_pg_us, columns.names, columns.values, owners, columns.newest_us
-        )
+        first = self._lines
+        self._lines += read.lines
+        if isinstance(read, PlacedLines):
+            self._built.add_placed(read.tuples, read.owners, read.newest_us)
+        else:
+            owners: Sequence[int] = range(first, self._lines)
+            if read.counts is not None:
+                owners = [*each_of(owners, read.counts)]
+            add = self._built.add if read.are_taken else self._built.add_plain
+            add(read.times_pg_us, read.names, read.values, owners, read.newest_us)
         self._check()
 
     def _check(self) -> None:

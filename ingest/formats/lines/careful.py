@@ -258,7 +258,7 @@ class LineReader:
         if not isinstance(value, float):
             return value
         try:
-            after = self._shape[name]
+            after = self._shape.after(name)
         except KeyError:
             return _name_fault(self._shape.key, name)
         self._names.append(self._needle + after)

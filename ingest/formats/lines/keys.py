@@ -27,9 +27,11 @@ from ingest.formats.line_escapes import (
     name_of,
     tags_text,
 )
-from ingest.model.block import metric_after
+from ingest.formats.moments import Placing, placing_of
+from ingest.model.block import device_needle, metric_after
 from ingest.model.codes import NO_DEVICE
 from ingest.model.reading import NAME_BYTES_MAX, NAME_CHARACTERS_MAX, name_fault
+from ingest.model.tables import Homes, Tables
 
 VALUE = "value"  # a field of this name is not in the metric
 # When there are more, all are dropped in one step. So larger ones would make it longer than 5 ms.
@@ -113,31 +115,78 @@ def _named(measurement: str, tags: dict[str, str], naming: Naming) -> Key | Faul
     return Key(device_id, head, tail)
 
 
+class LineKind:
+    """What lines with the same fields become: rows of tables, and places of rows of `readings`.
+
+    Each row has its form, and the places of its values among the fields. `joins`: it may be one row
+    with lines of other keys.
+    """
+
+    __slots__ = ("joins", "plain", "rows")
+
+    def __init__(self, placing: Placing) -> None:
+        self.rows = [(form, places) for form, _, places in placing.rows]
+        self.plain = placing.plain
+        self.joins = not all(form.table.measurement for form, _ in self.rows)
+
+
 class Shape(dict[bytes, bytes]):
     """What keys share that differ in the device only: the metric of each field.
 
-    Fields are marked; metrics are as `metric_after` writes them. A field that is not known yet is
-    read. That raises KeyError if the metric is invalid, or if enough was read in this step, and
-    UnicodeDecodeError.
+    Fields are marked; metrics are as `metric_after` writes them. It has the fields that no declared
+    table takes, and `taken` the others. `series` is what rows of a table have of the other tags. A
+    field that is not known yet is read. That raises KeyError if a table takes it, if the metric is
+    invalid, or if enough was read in this step, and UnicodeDecodeError.
     """
 
-    __slots__ = ("_kept", "key")
+    __slots__ = ("_kept", "_kinds", "_tables", "key", "series", "taken")
 
-    def __init__(self, key: Key, kept: KeptKeys) -> None:
+    def __init__(self, key: Key, tables: Tables, kept: KeptKeys) -> None:
         super().__init__()
         self.key = key  # one of them
+        self.series = device_needle(key.tail[1:])
+        self.taken: dict[bytes, bytes] = {}
+        self._tables = tables
         self._kept = kept
+        self._kinds: dict[tuple[Homes, bytes], LineKind] = {}
 
     def __missing__(self, field: bytes) -> bytes:
-        if not 0 < len(field) <= FIELD_BYTES_MAX:
+        if not 0 < len(field) <= FIELD_BYTES_MAX or field in self.taken:
             raise KeyError(field)
         self._kept.read_one(field)
         metric = self.key.metric(name_of(field))
         if name_fault(metric):
             raise KeyError(field)
-        after = self[field] = metric_after(metric)
+        after = metric_after(metric)
         self._kept.shape_bytes += len(field) + len(after) + _ENTRY_BYTES
+        if self._tables.home(metric) is not None:
+            self.taken[field] = after
+            self._kept.are_taken = True
+            raise KeyError(field)
+        self[field] = after
         return after
+
+    def after(self, field: bytes) -> bytes:
+        """Return the metric of a field, whether a table takes it or not."""
+        try:
+            return self[field]
+        except KeyError:
+            return self.taken[field]
+
+    def metric(self, field: bytes) -> str:
+        """Do what `after` does; return the name."""
+        return self.after(field)[4:-4].decode()
+
+    def kind(self, fields: bytes, homes: Homes) -> LineKind:
+        """Return what lines with these fields become: marked names, with commas between them."""
+        try:
+            return self._kinds[homes, fields]
+        except KeyError:
+            self._kept.read_one(fields)
+            self._kept.shape_bytes += 2 * len(fields) + 2 * _ENTRY_BYTES
+            metrics = [*map(self.metric, fields.split(b","))]
+            kind = self._kinds[homes, fields] = self._kept.kind(placing_of(metrics, homes))
+            return kind
 
 
 # What a row of a key has of the device, as `device_needle` writes it, and how its names go on.
@@ -154,8 +203,9 @@ class Keys:
     device tells the shape.
     """
 
-    def __init__(self, naming: Naming, kept: KeptKeys) -> None:
+    def __init__(self, naming: Naming, tables: Tables, kept: KeptKeys) -> None:
         self.naming = naming
+        self.tables = tables
         self.known: dict[bytes, Named] = {}
         self.kept = kept
         self._shapes: dict[Around, Shape] = {}
@@ -186,7 +236,7 @@ class Keys:
     def shape(self, key: Key) -> Shape:
         """Return the shape of a key that was read."""
         self.kept.shape_bytes += 2 * (len(key.head) + len(key.tail)) + 7 * _ENTRY_BYTES
-        return Shape(key, self.kept)
+        return Shape(key, self.tables, self.kept)
 
     def _read(self, texts: list[bytes]) -> dict[bytes, Named]:
         joined = b"\n".join(texts)
@@ -254,25 +304,33 @@ class KeptKeys:
         self.key_bytes = 0  # of all that is in `known`
         self.shape_bytes = 0  # of all shapes
         self._series = series
+        self.are_taken = False  # a declared table takes a field of one of the keys
         self._looks = series.looks
-        self._by_naming: dict[Naming, Keys] = {}
+        self._kinds: dict[object, LineKind] = {}
+        self._by_naming: dict[tuple[Naming, Tables], Keys] = {}
 
-    def of(self, naming: Naming) -> Keys:
+    def of(self, naming: Naming, tables: Tables) -> Keys:
         """Return the keys of a naming, for one step."""
         if self.shape_bytes > SHAPE_BYTES_MAX:
             self._by_naming.clear()
+            self._kinds.clear()
             self.key_bytes = self.shape_bytes = 0
         elif self._looks != self._series.looks or self.key_bytes > KEY_BYTES_KEPT_MAX:
             self._looks = self._series.looks
             for each in self._by_naming.values():
                 each.known.clear()
             self.key_bytes = 0
-        keys = self._by_naming.get(naming)
+        keys = self._by_naming.get((naming, tables))
         if keys is None:
-            keys = self._by_naming[naming] = Keys(naming, self)
+            keys = self._by_naming[naming, tables] = Keys(naming, tables, self)
             self.shape_bytes += 10 * _ENTRY_BYTES
         self.new_bytes_left = NEW_BYTES_MAX
         return keys
+
+    def kind(self, placing: Placing) -> LineKind:
+        """Return the same kind for all lines that become rows of the same forms."""
+        alike = tuple((form, places) for form, _, places in placing.rows), placing.plain
+        return self._kinds.setdefault(alike, LineKind(placing))
 
     def read_one(self, text: bytes) -> None:
         """Count a key or a field that is read. Raises KeyError if it is one too many."""

@@ -34,13 +34,14 @@ from pg_attribute a where a.attrelid = to_regclass($1) and a.attnum > 0 and not 
   and (a.attname = any ($2::text[])
        or starts_with(col_description(a.attrelid, a.attnum), 'iot-ingest: since '))
 order by a.attnum"""
-# The tables that a view reads.
+# The tables that our view reads; $2 is how its comment begins.
 _READ_BY = """
 select distinct c.relname::text from pg_rewrite r
 join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
      and d.refclassid = 'pg_class'::regclass
 join pg_class c on c.oid = d.refobjid and c.oid <> r.ev_class
-where r.ev_class = to_regclass($1) order by 1"""
+where r.ev_class = to_regclass($1) and starts_with(obj_description(r.ev_class, 'pg_class'), $2)
+order by 1"""
 _READINGS = """
 select to_regclass($2) is not null as device_index,
        array(select format('%I.%I', n.nspname, l.collname)
@@ -56,7 +57,6 @@ select metric, (extract(epoch from max(ts)) * 1000000)::int8 as newest_us from (
     where ts >= 'epoch'::timestamptz + $1 * interval '1 us' and ts < 'infinity'
     order by ts desc limit 200000) r
 group by metric order by 2 desc, 1"""
-_FAULTS_TOLD = 3
 _VIEW = """
 select c.relkind::text as kind, coalesce(obj_description(c.oid, 'pg_class'), '') as comment
 from pg_class c where c.oid = to_regclass($1)"""
@@ -65,6 +65,10 @@ from pg_class c where c.oid = to_regclass($1)"""
 def comment_of(since_us: int) -> str:
     """Return the comment of a column that takes readings from this time on (Unix microseconds)."""
     return f"{SINCE}{rfc3339_or_us(since_us)}"
+
+
+def _mark_of(readings: TargetTable) -> str:
+    return f"{VIEW_MARK}{readings.name} "
 
 
 def view_name(readings: TargetTable) -> TargetTable:
@@ -77,7 +81,7 @@ async def fault(
 ) -> str:
     """Return why nothing may be written with these declarations, or an empty string.
 
-    `readings` is the table with its schema. Without tables nothing is asked.
+    `readings` is the table with its schema.
     """
     faults, new = list[str](), list[ColumnTable]()
     declared = {table.name for table in tables}
@@ -96,13 +100,13 @@ async def fault(
             new.append(table._replace(columns=columns, since_us=since_us))
     if new:
         faults += await _stored_before(connection, readings, new)
-    for row in await connection.fetch(_READ_BY, view_name(readings).name) if tables else ():
-        name = row[0]
+    view = view_name(readings).name
+    for (name,) in await connection.fetch(_READ_BY, view, _mark_of(readings)):
         if name not in declared and name != readings.table:
             faults.append(
                 f"table {quoted(name)} is not declared any more (tables_file): its readings would "
                 "be stored a second time if they were posted again; declare it again, or drop the "
-                f"view {view_name(readings).name} if you mean it"
+                f"view {view} if you mean it"
             )
     return "; ".join(faults)
 
@@ -112,24 +116,23 @@ async def _stored_before(
 ) -> list[str]:
     """Return why these columns, which are not there yet, may not begin when they are declared to.
 
-    Only the newest readings are looked at.
+    Only the newest readings are looked at. The newest of all that speak against it is told.
     """
     if not await connection.fetchval("select to_regclass($1) is not null", readings.name):
         return []
     least_us = min(since_us for table in new for since_us in table.since_us)
-    rows = await connection.fetch(_NEWEST.format(readings=readings.source), least_us)
-    homes, faults = Tables(new), list[str]()
-    for row in rows:
+    homes = Tables(new)
+    for row in await connection.fetch(_NEWEST.format(readings=readings.source), least_us):
         home = homes.home(row["metric"])
         if home is not None and row["newest_us"] >= home.since_us:
-            column = home.table.columns[home.column]
-            faults.append(
-                f"{readings.name} has readings of {literal(row['metric'])} until "
-                f"{rfc3339_or_us(row['newest_us'])}, and column {quoted(column)} of "
-                f"{quoted(home.table.name)} is to begin at {rfc3339_or_us(home.since_us)}: they "
-                "would be stored twice if they were posted again; declare a later `since`"
-            )
-    return faults[:_FAULTS_TOLD]
+            column = quoted(home.table.columns[home.column])
+            return [
+                f"column {column} of {quoted(home.table.name)} is to begin at "
+                f"{rfc3339_or_us(home.since_us)} (tables_file), but {readings.name} has readings "
+                f"of {literal(row['metric'])} until {rfc3339_or_us(row['newest_us'])}: "
+                "posted again, they would be stored twice; declare a later `since`"
+            ]
+    return []
 
 
 def _comment_faults(
@@ -270,10 +273,10 @@ async def _make_view(
     """Make the view of all readings, or make it anew if the tables have changed."""
     view = view_name(readings).name
     selects = _selects(readings, tables, (await _like(connection, readings))["collations"][1])
-    mark = f"{VIEW_MARK}{readings.name} {hashlib.sha256(selects.encode()).hexdigest()[:12]}"
+    mark = f"{_mark_of(readings)}{hashlib.sha256(selects.encode()).hexdigest()[:12]}"
     found = await connection.fetchrow(_VIEW, view)
     if found is not None:
-        ours = found["kind"] == "v" and found["comment"].startswith(f"{VIEW_MARK}{readings.name} ")
+        ours = found["kind"] == "v" and found["comment"].startswith(_mark_of(readings))
         if not ours:
             raise StartError(f"{view} is there, and no view of ours: give it another name")
         if found["comment"] == mark:

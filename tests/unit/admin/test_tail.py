@@ -19,7 +19,8 @@ from ingest.admin.dashboard.tail import (
 from ingest.formats.post import Decoded, ItemError
 from ingest.model.block import Block, encode_reading
 from ingest.model.errors import DeadLettersBroken
-from ingest.model.moments import COLUMNS_MAX, first_readings, place_readings
+from ingest.model.moments import COLUMNS_MAX, first_readings
+from ingest.model.placed_rows import place_readings
 from ingest.model.reading import Letter, Reading
 from ingest.model.tables import ColumnTable, Tables
 from tests.support.fakes import FakeDeadLetters

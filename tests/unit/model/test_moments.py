@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -15,13 +16,14 @@ from ingest.model.moments import (
     COLUMNS_MAX,
     MARK,
     decode_readings,
-    encode_placed,
     first_readings,
-    place_readings,
+    form_of_table,
     reading_bytes_max,
     readings_fault,
     runs,
+    section,
 )
+from ingest.model.placed_rows import encode_placed, place_readings
 from ingest.model.reading import Reading
 from ingest.model.tables import ColumnTable, Tables, metric_of
 
@@ -51,7 +53,7 @@ READINGS = st.lists(
 )
 
 
-def placed(readings: list[Reading]) -> tuple[bytes, list[int] | None]:
+def placed(readings: list[Reading]) -> tuple[bytes, Sequence[int] | None]:
     """Encode readings, each in its home."""
     return encode_placed(
         [each.ts_us - PG_EPOCH_US for each in readings],
@@ -167,3 +169,5 @@ def test_damaged_sections_are_told() -> None:
         changed = tuples[:at] + bytes([tuples[at] ^ 0x81]) + tuples[at + 1 :]
         if readings_fault(changed, 2) == "":
             assert len(list(decode_readings(changed))) == 2
+    empty = section(form_of_table(CLIMATE).head, b"", 0, 0)
+    assert readings_fault(tuples + empty, 2) == "its bytes are not as many rows as it says"

@@ -274,6 +274,8 @@ async def test_pages_are_below_a_prefix(prefix: str) -> None:
         assert (await app.send(head("GET", "/sensors/readyz"))).body == b'{"state":"full"}'
         for path in ("/readyz", "/sensors", "/sensors/livez"):
             assert b"404: Not Found" in (await app.send(head("GET", path))).body
+        around = post(GOOD).replace(b"/v1", b"/sensors/v1/in/%2e%2e")
+        assert (await app.send(around)).code == "not_found"  # and not the page of readings
         within, whole = web.Application(), web.Application()
         within.add_routes(routes(app.pipeline, access="open", prefix=prefix, only=ALL))
         whole.add_subapp("/plant", within)
@@ -349,6 +351,14 @@ async def test_heads_that_never_come_again_do_not_fill_the_memory() -> None:
         await client.send(post(GOOD, "", {"X-Large": "x" * 3_000}))
         assert (await client.reply()).status == 202
         assert len(front._heads) == 10
+
+
+async def test_slow_head_ends_as_an_idle_connection_does() -> None:
+    """Not before: docs/library.md says so, and that a proxy belongs before the app."""
+    async with mounted(server={"keepalive_timeout": 0.2}) as app:
+        client = await app.connect(post(GOOD)[:20])
+        assert not await client.closed(0.05)
+        assert await client.closed()
 
 
 async def test_posts_wait_for_a_round_with_a_share_left() -> None:

@@ -350,7 +350,7 @@ async def make_column_tables(
                 if fault := await column_tables.fault(connection, readings, tables):
                     raise WriteFailed(Verdict.HOLD, fault, reason=TABLES)
                 partitions = partial(partitions_like, connection, readings, span, ahead)
-                if may_make:
+                if may_make and tables:
                     await column_tables.apply(connection, readings, tables, partitions=partitions)
     except StartError as error:
         get_logger("schema").warning("table_not_made", why=str(error))

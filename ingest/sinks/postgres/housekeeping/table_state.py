@@ -5,6 +5,7 @@ Does not: change anything. The driver's errors pass through.
 
 from __future__ import annotations
 
+import shlex
 from typing import NamedTuple
 
 from asyncpg import Connection
@@ -89,10 +90,11 @@ class View(NamedTuple):
         ours = self.ours or any(each.ours for each in self.partitions)
         if self.kind != PARTITIONED or ours or not self.registry:
             return ""
+        named = "" if self.name == READINGS.table else f"--table-name {shlex.quote(self.name)} "
         return (
             f"{self.registry} has no entry of {self.table} and its partitions: another tool made "
             "them, or the entries are lost (restore them from a back-up, if there is an archive). "
-            "`ingest schema adopt --yes` hands the partitions over to the housekeeping"
+            f"`ingest schema adopt {named}--yes` hands the partitions over to the housekeeping"
         )
 
     @property

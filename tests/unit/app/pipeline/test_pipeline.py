@@ -194,6 +194,7 @@ LARGE: dict[str, Any] = {
     "post_rows_max": 100_000,
     "batch_rows_max": 100_000,
     "buffer_bytes_max": "256MiB",
+    "body_bytes_max": 1024,  # of put_body
 }
 
 

@@ -23,6 +23,7 @@ from ingest.formats.post import Points, Post, Rules, most_invalid
 from ingest.model.block import decode_rows
 from ingest.model.errors import Refused
 from ingest.model.reading import Reading
+from ingest.model.tables import NO_TABLES
 from tests.support.posts import NOW_US, RULES
 
 TAGS = ("device_id", "entity_id", "host")
@@ -320,7 +321,7 @@ def test_keys_and_shapes_are_kept_within_their_bounds(
 ) -> None:
     """Keys that differ in the device have one shape. Keys are dropped when SERIES is looked at."""
     kept = KeptKeys(SERIES)
-    keys = kept.of(Naming(TAGS))
+    keys = kept.of(Naming(TAGS), NO_TABLES)
     ((needle, shape),), new = keys.named([b"m,host=h"])
     assert (needle[4:], [*new], keys.known) == (b"h", [b"m,host=h"], {})
     keys.keep(new)
@@ -332,25 +333,25 @@ def test_keys_and_shapes_are_kept_within_their_bounds(
     assert kept.key_bytes > 0 < kept.shape_bytes
     SERIES.look()
     assert told == ["h"]
-    assert (kept.of(Naming(TAGS)), keys.known, kept.key_bytes) == (keys, {}, 0)
+    assert (kept.of(Naming(TAGS), NO_TABLES), keys.known, kept.key_bytes) == (keys, {}, 0)
     keys.keep(new)
     monkeypatch.setattr(lines_keys, "KEY_BYTES_KEPT_MAX", 0)
-    assert (kept.of(Naming(TAGS)), keys.known, kept.key_bytes) == (keys, {}, 0)
+    assert (kept.of(Naming(TAGS), NO_TABLES), keys.known, kept.key_bytes) == (keys, {}, 0)
     assert keys.named([b"m,host=h"])[0][0][1] is shape
     monkeypatch.setattr(lines_keys, "SHAPE_BYTES_MAX", 0)
-    assert kept.of(Naming(TAGS)) is not keys
+    assert kept.of(Naming(TAGS), NO_TABLES) is not keys
 
 
 def test_one_step_reads_a_bounded_part_of_keys_and_fields() -> None:
     """They are slow to read; a step with many of them ends early, and the next one goes on."""
     naming = Naming(TAGS, "steps")
-    keys = KEPT_KEYS.of(naming)
+    keys = KEPT_KEYS.of(naming, NO_TABLES)
     KEPT_KEYS.new_bytes_left = 2 * NEW_BYTES + 2
     ((_, shape),), _ = keys.named([b"m"])
     assert shape[b"a"]
     with pytest.raises(KeyError):
         shape[b"b"]
-    assert KEPT_KEYS.of(naming).named([b"m"])[0][0][1] is shape
+    assert KEPT_KEYS.of(naming, NO_TABLES).named([b"m"])[0][0][1] is shape
     assert shape[b"b"]
 
 
