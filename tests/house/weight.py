@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 101,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47336,
+    "tests": 47586,
     "loadgen": 4533,
-    "benchmarks": 2651,
+    "benchmarks": 2759,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
