@@ -94,11 +94,12 @@ def cpu_of_both(of: Medians, name: str = QUIET) -> float:
     return of(name, CPU_US) + of(name, "postgres_us_per_reading")
 
 
-def _columns(name: str, of_influx: float | None, table_bytes: float | None) -> Case:
+def _columns(name: str, table_bytes: float, of_influx: float | None = None) -> Case:
     """Return the case of a load whose readings go to tables with columns."""
     mine = f"columns_{name}"
-    wanted = []
-    if of_influx:
+    value = figure(mine, "table_bytes_per_reading")
+    wanted = [Wanted("bytes a reading on disk", value, table_bytes, at_least=False)]
+    if of_influx is not None:
         wanted.append(
             Wanted(
                 "CPU a reading of service and PostgreSQL, divided by that of InfluxDB",
@@ -107,9 +108,6 @@ def _columns(name: str, of_influx: float | None, table_bytes: float | None) -> C
                 at_least=False,
             )
         )
-    if table_bytes:
-        value = figure(mine, "table_bytes_per_reading")
-        wanted.append(Wanted("bytes a reading on disk", value, table_bytes, at_least=False))
     return Case(
         mine,
         f"Tables with columns: {name.replace('_', ' ')}, beside InfluxDB",
@@ -334,12 +332,12 @@ CASES = (
     *(
         _columns(*each)
         for each in (
-            ("telegraf", 0.6, 25),
-            ("telegraf_mixed", 0.85, None),
-            ("values_10_100", None, 25),
-            ("values_4_100", None, 45),
-            ("values_10_1", None, None),
-            ("values_4_1", None, None),
+            ("telegraf", 25, 0.6),
+            ("telegraf_mixed", 25, 0.85),
+            ("values_10_100", 25),
+            ("values_4_100", 45),
+            ("values_10_1", 25),
+            ("values_4_1", 45),
         )
     ),
     Case(
