@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import asyncpg
 
@@ -95,6 +96,7 @@ where pid <> pg_backend_pid() and usename = session_user and datname = current_d
   and (backend = any ($1) or wait_event = 'SyncRep')"""
 READINGS_ONLY: tuple[TableForm | None, ...] = (None,)
 
+T = TypeVar("T")
 log = get_logger("database")
 _occasionally = Occasionally(UNSAFE_WARNING_S)  # for all connections together
 
@@ -259,11 +261,11 @@ class CheckedConnection(OneConnection):
     async def checked(
         self,
         forms: Sequence[TableForm | None],
-        do: Callable[[Connection], Awaitable[int]],
+        do: Callable[[Connection], Awaitable[T]],
         *,
         doubt: bool = False,
         copying: bool = False,
-    ) -> int:
+    ) -> T:
         """Do what begins with the check of tables. If one was altered, check all in full first."""
         for left in reversed(range(ALTERED_TRIES)):
             await self.ready(forms)

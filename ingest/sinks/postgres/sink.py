@@ -27,7 +27,7 @@ from ingest.sinks.postgres.housekeeping.known_partitions import KnownPartitions,
 from ingest.sinks.postgres.schema import TargetTable
 
 # Deferred constraints are checked at once here. Otherwise the COMMIT would fail and name no row.
-_ISOLATING = "; set constraints all immediate; savepoint range"
+_ISOLATING = "set constraints all immediate; savepoint range"
 MISSING = "23514"  # of PostgreSQL, if there is no partition for a row
 _KEEP_RANGE = "release savepoint range; savepoint range"
 _UNDO_RANGE = "rollback to savepoint range"
@@ -111,46 +111,57 @@ class SinkPostgres(CheckedConnection):
         self, batch: Sequence[TableRows], copied: Collection[TableForm | None]
     ) -> list[New]:
         """Store a batch in one transaction. Rows of `copied` are new, the others perhaps not."""
-        await self._begin(batch, [each.form for each in batch if each.form not in copied])
-        stored = list[New]()
-        for each in batch:
-            is_copied = each.form in copied
-            async with self.exchange(_asked(each, is_copied), copying=is_copied) as connection:
-                store = self._copy if is_copied else self._store_once
-                stored.append(await store(connection, each))
+        once = [each.form for each in batch if each.form not in copied]
+        forms = _locked(batch, once)
+
+        async def store(connection: Connection) -> list[New]:
+            stored, before = list[New](), await self._beginning(connection, forms, once)
+            for each in batch:
+                if each.form in copied:
+                    stored.append(await self._copy(connection, each, before))
+                else:
+                    if before:
+                        await connection.execute(before)
+                    stored.append(await self._store_once(connection, each))
+                before = ""
+            return stored
+
+        stored = await self.checked(forms, store, copying=bool(copied))
         async with self.exchange(doubt=True) as connection:
             await connection.execute("commit")
         return stored
 
-    async def _begin(
-        self,
-        batch: Sequence[TableRows | NumberedRows],
-        once: Sequence[TableForm | None],
-        more: str = "",
-    ) -> None:
-        """Begin a transaction in which nobody can alter the tables, which were checked.
+    async def _begin(self, batch: Sequence[TableRows | NumberedRows]) -> None:
+        """Begin a transaction that isolates: see `_beginning`."""
+        once = [each.form for each in batch]
+        forms = _locked(batch, once)
 
-        The rows of `once` are perhaps not new: then some of them go to `readings`.
-        """
-        forms = [each.form for each in batch]
-        if None not in forms and once:
-            forms.append(None)
-
-        async def begin(connection: Connection) -> int:
-            for form in once if self.method == "copy" else ():
-                table = self.tables[form]
-                if not table.has_staging:
-                    await connection.execute(table.statements.make_staging)
-                    table.has_staging = True
-            checks = "; ".join(self.tables[form].statements.check for form in forms)
-            await connection.execute(f"begin{_level(forms)}; {checks}{more}")
-            return 0
+        async def begin(connection: Connection) -> None:
+            await connection.execute(await self._beginning(connection, forms, once) + _ISOLATING)
 
         await self.checked(forms, begin)
 
-    async def _copy(self, connection: Connection, rows: TableRows) -> New:
-        sql = self.tables[rows.form].statements
-        return rows.new_of(await statements.copy(connection, sql.copy, rows.tuples))
+    async def _beginning(
+        self,
+        connection: Connection,
+        forms: Sequence[TableForm | None],
+        once: Sequence[TableForm | None],
+    ) -> str:
+        """Return the begin of a transaction in which nobody can alter these tables, and the checks.
+
+        Make the staging tables that it needs for `once`.
+        """
+        for form in once if self.method == "copy" else ():
+            table = self.tables[form]
+            if not table.has_staging:
+                await connection.execute(table.statements.make_staging)
+                table.has_staging = True
+        checks = "; ".join(self.tables[form].statements.check for form in forms)
+        return f"begin{_level(forms)}; {checks}; "
+
+    async def _copy(self, connection: Connection, rows: TableRows, before: str = "") -> New:
+        copy = before + self.tables[rows.form].statements.copy
+        return rows.new_of(await statements.copy(connection, copy, rows.tuples))
 
     async def _store_once(self, connection: Connection, rows: TableRows) -> New:
         sql = self.tables[rows.form].statements
@@ -173,7 +184,7 @@ class SinkPostgres(CheckedConnection):
                 found.setdefault(form, []).append(TableRows(form, (), 1, 1))
         if not found:
             return False
-        await self._begin([each[0] for each in found.values()], [*found], _ISOLATING)
+        await self._begin([each[0] for each in found.values()])
         try:
             for tried in found.values():
                 if not await self._takes_one(tried):
@@ -207,7 +218,7 @@ class SinkPostgres(CheckedConnection):
             batch = [_without_partition(*each, bad) for each in zip(batch, late, strict=True)]
         committed, done = 0, False
         try:
-            await self._begin(batch, [each.form for each in batch], _ISOLATING)
+            await self._begin(batch)
             for each in batch:
                 committed += await self._isolate(each, bad, at_fault=at_fault)
             if bad:
@@ -270,6 +281,14 @@ class SinkPostgres(CheckedConnection):
             if failed.verdict is not Verdict.DUPLICATE:
                 raise
         return await self._try_range(rows, once=True, at_fault=at_fault)
+
+
+def _locked(
+    batch: Sequence[TableRows | NumberedRows], once: Sequence[TableForm | None]
+) -> list[TableForm | None]:
+    """Return the tables of a batch; if rows of `once` are perhaps not new, `readings` is one."""
+    forms = [each.form for each in batch]
+    return [*forms, None] if once and None not in forms else forms
 
 
 def _asked(rows: TableRows, copying: bool) -> Sequence[TableForm | None]:
