@@ -23,10 +23,10 @@ CEILINGS = {
     "ingest/config": 718,
     "ingest/dead_letters": 1360,
     "ingest/embedded": 577,
-    "ingest/formats": 3842,
+    "ingest/formats": 3869,
     "ingest/http": 1929,
     "ingest/http_client": 190,
-    "ingest/model": 1053,
+    "ingest/model": 1052,
     "ingest/mqtt": 996,
     "ingest/receiver": 1544,
     "ingest/roles": 4823,
@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 101,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47586,
+    "tests": 47606,
     "loadgen": 4533,
-    "benchmarks": 2759,
+    "benchmarks": 2765,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
