@@ -147,7 +147,7 @@ class MemoryBuffer(MemoryInlet):
     @property
     def commit_awaited(self) -> bool:
         """Whether a post waits for the commit of a block, and no writer has blocks now."""
-        return self.writers.is_commit_awaited
+        return self.writers.awaited > 0 and not self.writers.rows_taken
 
     @property
     def shut(self) -> bool:
@@ -299,7 +299,8 @@ class BlockQueue:
             del self._received_s[id(block)]
         self.rows -= rows
         self._writers.rows_taken -= rows
-        self._writers.wake()
+        if self._writers.waits:
+            self._writers.wake()
         self._taken_changed = True
         return rows, size_bytes
 
@@ -363,16 +364,10 @@ class WaitingWriters:
                 self.waits.remove(wait)
 
     def _is_over(self, rows: int) -> bool:
-        return self.rows >= rows or self.is_commit_awaited or self._shut
-
-    @property
-    def is_commit_awaited(self) -> bool:
-        """Whether a post waits for the commit of a block, and no writer has blocks now.
-
-        While a batch is written, others come for the next one. With a batch for each idle writer,
-        512 connections had 0.69 of this rate, at 1.47 times the CPU.
-        """
-        return self.awaited > 0 and not self.rows_taken
+        # While a batch is written, posts that wait for their commit gather for the next one. With a
+        # batch for each idle writer, those of 512 connections had half as many rows.
+        is_commit_awaited = self.awaited > 0 and not self.rows_taken
+        return self.rows >= rows or is_commit_awaited or self._shut
 
     def wake(self) -> None:
         """Wake the writers whose wait is over."""

@@ -72,10 +72,12 @@ def _read_item(
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it, if it is one of those that this file takes."""
+    if type(value) in (str, int, float, bool):
+        return value
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, bool | Integral):
-        return value if type(value) is bool else int(value)
+    if isinstance(value, Integral):
+        return int(value)
     return float(value) if isinstance(value, Real | Decimal) else value

@@ -274,6 +274,8 @@ async def test_pages_are_below_a_prefix(prefix: str) -> None:
         assert (await app.send(head("GET", "/sensors/readyz"))).body == b'{"state":"full"}'
         for path in ("/readyz", "/sensors", "/sensors/livez"):
             assert b"404: Not Found" in (await app.send(head("GET", path))).body
+        around = post(GOOD).replace(b"/v1", b"/sensors/v1/in/%2e%2e")
+        assert (await app.send(around)).code == "not_found"  # and not the page of readings
         within, whole = web.Application(), web.Application()
         within.add_routes(routes(app.pipeline, access="open", prefix=prefix, only=ALL))
         whole.add_subapp("/plant", within)
