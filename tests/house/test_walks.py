@@ -9,7 +9,7 @@ import pytest
 from tests.house.walks import WALKS, Figures, walk
 
 # Until its client has the answer. A careful reader takes many calls for a faulty item.
-# Declared tables brought three files to (d): where a metric has its home, and the bytes of its rows.
+# Declared tables brought three files to (d): the home of a metric, and the bytes of its rows.
 CEILINGS = {"(a)": Figures(108, 91, 25, 10), "(d)": Figures(268, 180, 34, 10)}
 
 
