@@ -75,7 +75,7 @@ OF_PROCESS = frozenset(
 class Kept(NamedTuple):
     """What became of a put: so many readings are accepted, so many items are dead letters.
 
-    `errors` has the first of these, each with `index`, `code`, `message`.
+    `errors` has the first of these, each with `index`, `code`, `message`, and mostly `field`.
     """
 
     accepted: int
@@ -109,7 +109,7 @@ class Pipeline:
 
     Enter it once, in the event loop that uses it, and after any fork. `settings` are those of
     `ingest serve` by name, as text or typed. Raises ConfigError. `collector` is for the program's
-    own registry of Prometheus. `dead_letters`: see Letters.
+    own registry of Prometheus. `dead_letters`: see Letters. Both are made when it is entered.
     """
 
     core: Core
@@ -150,7 +150,7 @@ class Pipeline:
         If the database is away, readings are taken into the journal.
         """
         if self._loop is not None:
-            raise RuntimeError("a pipeline is entered once")
+            raise RuntimeError("a pipeline is entered once: this one was; make another one")
         self._loop = asyncio.get_running_loop()
         logs.is_of_program = True
         check_settings(self._settings)
@@ -171,7 +171,10 @@ class Pipeline:
 
     def _make_parts(self, settings: Settings, folder: StateFolder) -> None:
         self._tasks = Tasks("pipeline")
-        words = {**advice(settings, "the program"), "restart": "restart the program"}
+        words = {
+            **advice(settings, ""),
+            "fix_url": "Correct database_url in the program, then restart the program.",
+        }
         core = self.core = Core(settings, folder, self._tasks, words, lambda _line: None)
         posts = core.endpoint.posts
         self._page = Readings(posts, PUT)
@@ -226,7 +229,7 @@ class Pipeline:
         Broken, Refused: then nothing of them is kept. If it is cancelled, they may be kept. A call
         may have `post_rows_max` readings.
         """
-        items = [readings] if isinstance(readings, Mapping) else [*readings]
+        items = [readings] if isinstance(readings, Mapping) else list(readings)
         return await self._put((items,), ack, OBJECTS, len(items) * ITEM_BYTES)
 
     async def put_body(
@@ -234,7 +237,7 @@ class Pipeline:
     ) -> Kept:
         """Keep the readings of a body as devices post it: JSON, NDJSON, MessagePack, SenML.
 
-        Raises what `put` raises.
+        It must not be compressed. Raises what `put` raises.
         """
         return await self._put(body, ack, format_of(content_type), len(body))
 
@@ -270,7 +273,10 @@ class Pipeline:
     def endpoint(self) -> Endpoint:
         """The receiver. Raises RuntimeError in another loop, and before the pipeline is entered."""
         if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+            raise RuntimeError(
+                "enter the pipeline first (`async with`, or `ingest.web.context` in an app), "
+                "and use it in that event loop"
+            )
         return self.core.endpoint
 
     # What it says of itself
