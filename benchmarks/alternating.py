@@ -34,9 +34,10 @@ from typing import NamedTuple
 import uvloop
 
 from benchmarks import telegraf
+from benchmarks.columns import FORMS, MIXED, TABLES, VALUES
 from benchmarks.contenders import FIRST_US, JOURNAL
-from benchmarks.database import execute
-from benchmarks.open_loop import JSON, LINES, Load, Tally, send
+from benchmarks.database import execute, number
+from benchmarks.open_loop import JSON, LINES, Load, Tally, media_type_of, send
 from benchmarks.processes import (
     REPOSITORY,
     Broken,
@@ -60,17 +61,26 @@ QUIET_POLL_S = 0.05
 SAME_SEED = {"PYTHONHASHSEED": "0"}  # a random seed makes two processes of the same code differ
 
 
-def knows_partitions(tree: Path) -> bool:
-    """Whether the code in a tree has the setting of PLAIN_TABLE: an unknown one ends its start."""
+# All tables of readings, and how many bytes they have on the disk.
+TABLES_NOW = """from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace
+and relname not like 'ingest\\_%'"""
+BYTES = f"select coalesce(sum(pg_total_relation_size(oid)), 0)::int8 {TABLES_NOW}"
+TRUNCATE = f"""do $$ begin execute (
+    select 'truncate ' || string_agg(oid::regclass::text, ', ') {TABLES_NOW}); end $$"""
+
+
+def knows(tree: Path, setting: str) -> bool:
+    """Whether the code in a tree has this setting: an unknown one ends its start."""
     declared = tree.glob("ingest/**/*settings.py")
-    return any("partition_span:" in each.read_text() for each in declared)
+    return any(f"{setting}:" in each.read_text() for each in declared)
 
 
 class Way(NamedTuple):
     """One case: what is sent, with which acknowledgement; `flags` of the service.
 
     `at_half`: at half the peak. `tokens`: both services want one; each of so many devices has its
-    own, and sends it. `tls`: with a certificate of ECDSA, each handshake is a full one.
+    own, and sends it. `tls`: with a certificate of ECDSA, each handshake is a full one. `tables`:
+    those of columns.toml are declared, if the tree knows that.
     """
 
     name: str
@@ -80,6 +90,7 @@ class Way(NamedTuple):
     at_half: bool = False
     tokens: int = 0
     tls: bool = False
+    tables: bool = False
 
 
 WAYS = (
@@ -91,6 +102,12 @@ WAYS = (
 _TELEGRAF = Load(rows=telegraf.ROWS, form=TELEGRAF, connections=telegraf.CONNECTIONS)
 _FLEET = Load(rows=telegraf.HOSTS[FLEET].rows, form=FLEET, connections=4)
 _NEW = Load(devices=100_000, closing=1.0)
+# Several values of one time; all of them go to declared tables.
+COLUMNS = {
+    TELEGRAF: _TELEGRAF,
+    MIXED: Load(rows=FORMS[MIXED].rows, form=MIXED, connections=telegraf.CONNECTIONS),
+    **{form: Load(rows=FORMS[form].rows, form=form) for form in VALUES},
+}
 MORE_WAYS = (
     Way("singles_buffered", Load(), "buffered", JOURNAL),
     Way("singles_durable_half", Load(), "durable", JOURNAL, at_half=True),
@@ -130,6 +147,11 @@ MORE_WAYS = (
         Way(f"fleet_tokens_{many}", Load(devices=many), "durable", JOURNAL, tokens=many)
         for many in (100, 100_000)
     ),
+    *(
+        Way(f"columns_{name}{end}", load._replace(twice=bool(end)), "durable", JOURNAL, tables=True)
+        for name, load in COLUMNS.items()
+        for end in ("", "_twice")
+    ),
     Way("fleet_quiet", Load(rate_per_s=1_000, devices=60_000), "durable", JOURNAL),
     Way(
         "fleet_mixed",
@@ -150,7 +172,8 @@ MORE_WAYS = (
 class Result(NamedTuple):
     """The result of one load; `took_s` until the last answer, `whole_s` until all is stored.
 
-    `committed` are the readings that were stored, repeated ones counted each time.
+    `committed` are the readings that were stored, repeated ones counted each time. `table_bytes`
+    are those of all tables with their indexes.
     """
 
     cpu_s: float
@@ -159,6 +182,7 @@ class Result(NamedTuple):
     whole_s: float
     committed: int
     tally: Tally
+    table_bytes: int
 
 
 def figures_of(results: Sequence[Result]) -> dict[str, float]:
@@ -227,7 +251,9 @@ class Two:
         """Warm up this tree's service, and return its figures. Raises Broken."""
         with next(self._services(way)) as service:
             self._load(service, way, None)
-            return figures_of([self._load(service, way, None)])
+            result = self._load(service, way, None)
+            per_reading = result.table_bytes / result.committed
+            return {**figures_of([result]), "table_bytes_per_reading": per_reading}
 
     def _services(self, way: Way) -> Iterator[Service]:
         """Make this one's service, and the other one's once the first has been started."""
@@ -241,7 +267,10 @@ class Two:
             if way.tls:
                 cert_file, key_file = make_certificate(self._folder)
                 flags += ("--tls-cert-file", str(cert_file), "--tls-key-file", str(key_file))
-            table = PLAIN_TABLE if knows_partitions(tree) else {}  # without them it is plain too
+            if way.tables and knows(tree, "tables_file"):
+                flags += ("--tables-file", str(TABLES))
+            # Without that setting the table is plain too.
+            table = PLAIN_TABLE if knows(tree, "partition_span") else {}
             yield Service(self._folder / name, *flags, tree=tree, env={**SAME_SEED, **table})
 
     def _half_peak_per_s(self, both: Sequence[Service], way: Way) -> float:
@@ -266,7 +295,8 @@ class Two:
         that the load should take: so equal counts are equal rates.
         """
         first_us, self._next_us = self._next_us, self._next_us + LOAD_US
-        path = f"{READINGS}?" if way.load.form == JSON else "/write?precision=u&"
+        is_json = media_type_of(way.load.form) == "application/json"
+        path = f"{READINGS}?" if is_json else "/write?precision=u&"
         load = way.load._replace(
             port=service.port,
             rate_per_s=rate_per_s or way.load.rate_per_s,
@@ -296,9 +326,10 @@ class Two:
             answers = f"answers {dict(tally.statuses)}, {tally.lost_posts} posts lost"
             raise Broken(f"{tally.taken_rows} readings taken, {committed} committed, {answers}")
         # The checkpoint is now, and not while the other service is measured.
-        execute(service.database_url, "truncate readings", "checkpoint")
+        table_bytes = number(service.database_url, BYTES)
+        execute(service.database_url, TRUNCATE, "checkpoint")
         took_s = tally.took_s if load.rate_per_s is None else self._seconds
-        return Result(cpu_s, postgres_s, took_s, whole_s, committed, tally)
+        return Result(cpu_s, postgres_s, took_s, whole_s, committed, tally, table_bytes)
 
 
 def _stored(samples: Mapping[str, float]) -> int:

@@ -89,9 +89,32 @@ def cpu_of_floor(mine: str, floor: str) -> Callable[[Medians], float]:
     return value
 
 
-def cpu_of_both(of: Medians) -> float:
-    """Return the CPU of a reading of the quiet fleet, that of PostgreSQL too."""
-    return of(QUIET, CPU_US) + of(QUIET, "postgres_us_per_reading")
+def cpu_of_both(of: Medians, name: str = QUIET) -> float:
+    """Return the CPU of a reading of the quiet fleet, or of another one, that of PostgreSQL too."""
+    return of(name, CPU_US) + of(name, "postgres_us_per_reading")
+
+
+def _columns(name: str, table_bytes: float, of_influx: float | None = None) -> Case:
+    """Return the case of a load whose readings go to tables with columns."""
+    mine = f"columns_{name}"
+    value = figure(mine, "table_bytes_per_reading")
+    wanted = [Wanted("bytes a reading on disk", value, table_bytes, at_least=False)]
+    if of_influx is not None:
+        wanted.append(
+            Wanted(
+                "CPU a reading of service and PostgreSQL, divided by that of InfluxDB",
+                lambda of: cpu_of_both(of, mine) / of(f"{mine}_influx", CPU_US),
+                of_influx,
+                at_least=False,
+            )
+        )
+    return Case(
+        mine,
+        f"Tables with columns: {name.replace('_', ' ')}, beside InfluxDB",
+        tuple(mine + end for end in ("_influx", "", "_twice_influx", "_twice")),
+        tuple(wanted),
+        CPU_US,
+    )
 
 
 def of_copy(of: Medians) -> float:
@@ -304,6 +327,17 @@ CASES = (
                 215,
                 "us",
             ),
+        )
+    ),
+    *(
+        _columns(*each)
+        for each in (
+            ("telegraf", 25, 0.6),
+            ("telegraf_mixed", 25, 0.85),
+            ("values_10_100", 25),
+            ("values_4_100", 45),
+            ("values_10_1", 25),
+            ("values_4_1", 45),
         )
     ),
     Case(

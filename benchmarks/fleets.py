@@ -1,16 +1,30 @@
-"""A fleet as contenders: some cases of `--against`, driven on this tree's service only."""
+"""Some cases of `--against` as contenders, driven on this tree's service only.
+
+Those of tables with columns are beside InfluxDB, which gets the same readings.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.alternating import MORE_WAYS, Way, two_services
-from benchmarks.contenders import Contender, Figures, Plan
-from benchmarks.processes import REPOSITORY, raise_open_files_limit
+import uvloop
+
+from benchmarks import peers
+from benchmarks.alternating import COLUMNS, MORE_WAYS, Way, two_services
+from benchmarks.columns import VALUES
+from benchmarks.contenders import CPU_US, FIRST_US, WARM_S, WARM_US, Contender, Figures, Plan
+from benchmarks.open_loop import Load, send
+from benchmarks.processes import REPOSITORY, Broken, raise_open_files_limit, scratch
 
 HOSTS = {f"fleet_lines_{hosts}": f"{hosts:,} hosts" for hosts in (25, 1_000, 10_000)}
 MIXED, QUIET = "fleet_mixed", "fleet_quiet"
 TITLES = {**HOSTS, **dict.fromkeys((MIXED, QUIET), "journal, ack=durable")}
+ENDS = {"": "", "_twice": ", all sent twice"}
+COLUMNS_TITLES = {
+    f"columns_{name}{end}": f"tables, journal, ack=durable{title}"
+    for name in COLUMNS
+    for end, title in ENDS.items()
+}
 
 
 def measure_way(plan: Plan, way: Way) -> Figures:
@@ -20,13 +34,41 @@ def measure_way(plan: Plan, way: Way) -> Figures:
         return two.alone(way)
 
 
+def measure_influx(plan: Plan, load: Load) -> Figures:
+    """Measure InfluxDB with the same readings as line protocol."""
+    if load.form in VALUES:
+        load = load._replace(form=f"{load.form}_lines")
+    with scratch() as folder, peers.influx(folder) as peer:
+        load = load._replace(port=peer.port, target=peer.target, seconds=plan.seconds)
+        _, warm = uvloop.run(send(load._replace(seconds=WARM_S, first_us=WARM_US)))
+        cpu_s = peer.child.cpu_s()
+        _, tally = uvloop.run(send(load._replace(first_us=FIRST_US)))
+        used_s = peer.child.cpu_s() - cpu_s
+        taken = tally.taken_rows
+        if not taken or tally.lost_posts:
+            raise Broken(f"answers {dict(tally.statuses)}, {tally.lost_posts} posts lost")
+        least = (warm.taken_rows + taken) // (1 + load.twice)
+        peers.check_count(peer, least, unanswered=load.twice * least)
+    return {CPU_US: used_s / taken * 1e6, "readings_per_s": taken / tally.took_s}
+
+
 FLEETS = tuple(
     Contender(
         way.name,
-        f"iot-ingest, {TITLES[way.name]}",
+        f"iot-ingest, {titles[way.name]}",
         partial(measure_way, way=way),
         by_wrk=False,
     )
+    for titles in (TITLES, COLUMNS_TITLES)
     for way in MORE_WAYS
-    if way.name in TITLES
+    if way.name in titles
+) + tuple(
+    Contender(
+        f"columns_{name}{end}_influx",
+        f"InfluxDB 1.x{title}",
+        partial(measure_influx, load=load._replace(twice=bool(end))),
+        by_wrk=False,
+    )
+    for name, load in COLUMNS.items()
+    for end, title in ENDS.items()
 )

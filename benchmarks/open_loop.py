@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import uvloop
 
 from benchmarks import telegraf
+from benchmarks.columns import FORMS, Mixed, Values
 from benchmarks.processes import print_whole, raise_open_files_limit, run_driver
 from benchmarks.wrk import CONNECTIONS, READINGS
 from loadgen.driver.driver import Driver
@@ -34,7 +35,10 @@ from loadgen.traffic.schedule import constant, moments
 SEED = 1
 DAY_US = 86_400_000_000
 LATE_DAYS_MAX = 30
-JSON, LINES = "json", "lines"  # forms of posts; others: those of telegraf.HOSTS
+JSON, LINES = "json", "lines"  # forms of posts
+BODIES: dict[str, telegraf.Hosts | Mixed | Values] = {**telegraf.HOSTS, **FORMS}  # other forms
+# With `twice` at most so many readings and posts, and then the same again.
+AGAIN_ROWS, AGAIN_POSTS = 100_000, 1_000
 _ITEMS = {
     JSON: '{"device_id":"device-%03d","metric":"temperature","value":%s,"ts":%d}',
     LINES: "temperature,device_id=device-%03d value=%s %d",
@@ -48,10 +52,10 @@ class Load(NamedTuple):
     `rate_per_s` is in posts; None is the closed loop. It lasts `warm_s` and `seconds`; latencies
     are of the latter only. `lists_taken`: the result lists the posts with a 2xx.
 
-    The readings are of `devices` in a random order. `form` is JSON, LINES, or one of
-    telegraf.HOSTS: then `devices` counts the hosts, and a post has LINES lines. `sizes`: a post has
-    one of so many readings, at most `rows`. Shares of the posts, 0 to 1: `repeats` are those of the
-    post before, byte for byte; `late` are up to LATE_DAYS_MAX days old; `closing` close their
+    The readings are of `devices` in a random order. `form` is JSON, LINES, or one of BODIES: then
+    `devices` counts the hosts, and with `twice` each post comes again, some later. `sizes`: a post
+    has one of so many readings, at most `rows`. Shares of the posts, 0 to 1: `repeats` are those of
+    the post before, byte for byte; `late` are up to LATE_DAYS_MAX days old; `closing` close their
     connection, so that as many come on a new one.
 
     `new_heads`: each head has a number of its own, as behind a proxy that numbers requests.
@@ -76,6 +80,14 @@ class Load(NamedTuple):
     new_heads: bool = False
     tokens: tuple[str, ...] = ()
     ca_file: str = ""
+    twice: bool = False
+
+
+def media_type_of(form: str) -> str:
+    """Return what the header of a post says."""
+    if form in BODIES:
+        return BODIES[form].media_type
+    return "application/json" if form == JSON else "text/plain"
 
 
 class OpenLoop(NamedTuple):
@@ -123,12 +135,12 @@ class Readings:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._hosts = telegraf.HOSTS.get(load.form)
+        self._hosts = BODIES.get(load.form)
         head = head_of(
             load.target,
             f"127.0.0.1:{load.port}",
             gzip=self._hosts is not None and self._hosts.gzip,
-            media_type="application/json" if load.form == JSON else "text/plain",
+            media_type=media_type_of(load.form),
         )
         self._head = head.partition(b"\r\n")
         self._number = 0
@@ -152,6 +164,9 @@ class Readings:
             return self._last._replace(number=number)
         rows = self._draw.choice(load.sizes) if load.sizes else load.rows
         if self._hosts:
+            if load.twice:
+                some = max(1, min(AGAIN_POSTS, AGAIN_ROWS // rows))
+                number = number // (2 * some) * some + number % some
             body = self._hosts.body(load.devices, self._next_lines + number, load.first_us)
             request = self._request(body, number)
         else:

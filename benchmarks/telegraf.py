@@ -27,6 +27,7 @@ class Hosts(NamedTuple):
     keys: tuple[str, ...]
     fields: tuple[str, ...]
     gzip: bool
+    media_type: str = "text/plain"
 
     @property
     def rows(self) -> int:

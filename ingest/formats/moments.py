@@ -22,6 +22,7 @@ from ingest.model.tables import ColumnTable, Homes, Tables
 KEPT_BYTES_MAX = 4 * 1024 * 1024  # of all that is kept: some 3,000 tuples of ten metrics
 METRICS_MAX = 2 * COLUMNS_MAX  # of an item
 KINDS_MAX = 64  # of items of a slice, each with other metrics
+FEW_MAX = 50  # items with one value each: to ask for the home of each is faster
 PLACED_MAX = 1_000  # values of which the home of each is asked for in one step: at most 4 ms
 _ENTRY_BYTES = 600  # of a tuple in the dict, besides its metrics
 _METRIC_BYTES = 150  # of a metric in it, besides its characters
@@ -104,23 +105,29 @@ class Items(NamedTuple):
     device_ids: list[str]
     metrics: list[tuple[str, ...]]
     values: list[float]
-    owners: list[int]
+    owners: Sequence[int]
 
     def alike(self) -> Iterator[Items]:
         """Yield the items with the same metrics together, kind by kind."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for item, metrics in enumerate(self.metrics):
             groups.setdefault(metrics, []).append(item)
-        ends = [*accumulate(map(len, self.metrics))]
         for metrics, group in groups.items():
-            count = len(metrics)
+            places = self.places(group)
             yield Items(
                 [self.times_pg_us[item] for item in group],
                 [self.device_ids[item] for item in group],
                 [metrics] * len(group),
-                [each for item in group for each in self.values[ends[item] - count : ends[item]]],
-                [each for item in group for each in self.owners[ends[item] - count : ends[item]]],
+                [self.values[place] for place in places],
+                [self.owners[place] for place in places],
             )
+
+    def places(self, items: list[int]) -> list[int]:
+        """Return where the values of these items are."""
+        if len(self.values) == len(self.metrics):
+            return items
+        ends = [0, *accumulate(map(len, self.metrics))]
+        return [place for item in items for place in range(ends[item], ends[item + 1])]
 
 
 def place_items(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
@@ -129,15 +136,53 @@ def place_items(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
     Raises KeyError for an invalid name, or if it would take too long.
     """
     times_pg_us, device_ids, metrics, values, owners = items
-    newest_us, oldest_us = (PG_EPOCH_US + each(times_pg_us) for each in (max, min))
+    oldest_us, newest_us = min(times_pg_us) + PG_EPOCH_US, max(times_pg_us) + PG_EPOCH_US
+    if oldest_us == newest_us and device_ids.count(device_ids[0]) == len(device_ids):
+        moment = dict(zip(chain.from_iterable(metrics), values, strict=True))
+        if len(moment) == len(values) <= METRICS_MAX:
+            tuples, order = place_moment(oldest_us, device_ids[0], moment, tables)
+            return tuples, [owners[each] for each in order]
     homes = tables.era(oldest_us, newest_us)
-    if homes is not None:
-        joined: Items | None = items
-        if len({*zip(times_pg_us, device_ids, strict=True)}) < len(metrics):
-            joined = _joined(items)
-        placed = None if joined is None else _placed(joined, homes)
+    are_few = len(values) == len(metrics) <= FEW_MAX
+    if homes is not None and not are_few:
+        is_joined = len({*zip(times_pg_us, device_ids, strict=True)}) == len(metrics)
+        placed = _placed(items if is_joined else _joined(items), homes)
         if placed is not None:
             return placed
+    return _one_by_one(items, tables)
+
+
+def each_of(column: Iterable[T], counts: Iterable[int]) -> Iterator[T]:
+    """Return each element as often as it counts."""
+    return chain.from_iterable(map(repeat, column, counts))
+
+
+def place_moment(
+    ts_us: int, device_id: str, values: dict[str, float], tables: Tables
+) -> tuple[bytes, Sequence[int]]:
+    """Encode the values of one moment, each in its home; return the tuples, and their order.
+
+    Raises KeyError for an invalid name, or if it would take too long.
+    """
+    homes = tables.era(ts_us, ts_us)
+    assert homes is not None, "one time is of one era"
+    metrics, numbers, ts_pg_us = tuple(values), [*values.values()], ts_us - PG_EPOCH_US
+    item = Items([ts_pg_us], [device_id], [metrics], numbers, range(len(numbers)))
+    if len(metrics) > METRICS_MAX:
+        return _one_by_one(item, tables)
+    placing = PLACINGS.of(metrics, homes)
+    if len(placing.rows) == 1 and not placing.plain:
+        ((form, series, places),) = placing.rows
+        names = SERIES.needles([device_id])[0] + series
+        return form.section(ts_pg_us, names, [numbers[place] for place in places]), places
+    rows = PlacedRows()
+    _add(rows, item, placing)
+    return rows.encoded()
+
+
+def _one_by_one(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
+    """Do what `place_items` does; the home of each value is asked for."""
+    times_pg_us, device_ids, metrics, values, owners = items
     if len(values) > PLACED_MAX:
         raise KeyError(len(values))
     counts = [*map(len, metrics)]
@@ -146,34 +191,13 @@ def place_items(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
     return tuples, owners if order is None else [owners[each] for each in order]
 
 
-def each_of(column: Iterable[T], counts: Iterable[int]) -> Iterator[T]:
-    """Return each element as often as it counts."""
-    return chain.from_iterable(map(repeat, column, counts))
-
-
-def place_item(ts_us: int, device_id: str, values: dict[str, float], tables: Tables) -> bytes:
-    """Encode the values of one item, each in its home; return the tuples.
-
-    Raises KeyError for an invalid name.
-    """
-    homes = tables.era(ts_us, ts_us)
-    assert homes is not None, "one time is of one era"
-    metrics, numbers, ts_pg_us = tuple(values), [*values.values()], ts_us - PG_EPOCH_US
-    if len(metrics) <= METRICS_MAX:
-        placing = PLACINGS.of(metrics, homes)
-        if len(placing.rows) == 1 and not placing.plain:
-            ((form, series, places),) = placing.rows
-            names = SERIES.needles([device_id])[0] + series
-            return form.section(ts_pg_us, names, [numbers[place] for place in places])
-    item = Items([ts_pg_us], [device_id], [metrics], numbers, [0] * len(numbers))
-    return place_items(item, tables)[0]
-
-
 def _placed(items: Items, homes: Homes) -> tuple[bytes, Sequence[int]] | None:
     """Do what `place_items` does, or return None: the values have to be read one by one."""
     kinds = {*items.metrics}
     if len(kinds) > KINDS_MAX or max(map(len, kinds)) > METRICS_MAX:
         return None
+    if any(len({*metrics}) < len(metrics) for metrics in kinds):
+        return None  # a metric stands twice in a moment
     placings = {metrics: PLACINGS.of(metrics, homes) for metrics in kinds}
     rows = PlacedRows()
     for alike in [items] if len(kinds) == 1 else items.alike():
@@ -195,30 +219,24 @@ def _add(rows: PlacedRows, items: Items, placing: Placing) -> None:
         rows.add_plain(times_pg_us, names, values[place::count], owners[place::count])
 
 
-def picked(owners: list[int], places: Sequence[int], count: int) -> list[int]:
+def picked(owners: Sequence[int], places: Sequence[int], count: int) -> Sequence[int]:
     """Return the owners of the values with these places of each item; an item has `count`."""
     if [*places] == [*range(count)]:
         return owners
     return [*chain.from_iterable(zip(*(owners[place::count] for place in places), strict=True))]
 
 
-def _joined(items: Items) -> Items | None:
-    """Join the items of one moment. Returns None if a metric stands in two of them."""
-    at = 0
-    found: dict[tuple[int, str], tuple[dict[str, float], list[int]]] = {}
-    for ts_pg_us, device_id, metrics in zip(*items[:3], strict=True):
-        values, owners = found.setdefault((ts_pg_us, device_id), ({}, []))
-        for metric in metrics:
-            if metric in values:
-                return None
-            values[metric] = items.values[at]
-            owners.append(items.owners[at])
-            at += 1
-    moments = [values for values, _ in found.values()]
+def _joined(items: Items) -> Items:
+    """Join the items of one moment."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for item, moment in enumerate(zip(items.times_pg_us, items.device_ids, strict=True)):
+        found.setdefault(moment, []).append(item)
+    metrics_of = items.metrics.__getitem__
+    places = items.places([*chain.from_iterable(found.values())])
     return Items(
         [ts_pg_us for ts_pg_us, _ in found],
         [device_id for _, device_id in found],
-        [*map(tuple, moments)],
-        [value for values in moments for value in values.values()],
-        [owner for _, owners in found.values() for owner in owners],
+        [tuple(chain.from_iterable(map(metrics_of, moment))) for moment in found.values()],
+        [items.values[place] for place in places],
+        [items.owners[place] for place in places],
     )

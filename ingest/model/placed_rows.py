@@ -138,17 +138,10 @@ class PlacedRows:
         owners: Sequence[int],
     ) -> None:
         """Add rows of a table. The first ones are as for `RowForm.rows`."""
-        rows = form.rows(times_pg_us, names, columns)
-        self.add_encoded(form.table.name, form.head, rows, len(names), owners)
-
-    def add_encoded(
-        self, name: str, head: bytes, data: bytes, rows: int, owners: Sequence[int]
-    ) -> None:
-        """Add encoded rows of a table, whose sections have this head."""
-        _, parts, counts, of_table = self._tables.setdefault(name, (head, [], [], []))
-        parts.append(data)
-        counts.append(rows)
-        of_table.append(owners)
+        of_table = self._tables.setdefault(form.table.name, (form.head, [], [], []))
+        of_table[1].append(form.rows(times_pg_us, names, columns))
+        of_table[2].append(len(names))
+        of_table[3].append(owners)
 
     def encoded(self) -> tuple[bytes, Sequence[int]]:
         """Return the tuples of all that was added, and the owner of each reading."""
@@ -200,28 +193,25 @@ def encode_placed(
         rows[-1][home.column] = reading
     if not moments:
         return encode_rows(times_pg_us, names, values), None
-    placed = PlacedRows()
-    placed.add_plain(
-        [times_pg_us[each] for each in plain],
-        [names[each] for each in plain],
-        [values[each] for each in plain],
-        plain,
-    )
+    parts, order = list[bytes](), [*plain]
+    if plain:
+        columns = ([column[each] for each in plain] for column in (times_pg_us, names, values))
+        parts.append(encode_rows(*columns))  # type: ignore[arg-type]
     for of_table, by_moment in moments.items():
         form = form_of_table(declared[of_table])
-        columns, data, owners = len(form.columns), list[bytes](), list[int]()
+        nulls, data, before = [NULL] * len(form.columns), list[bytes](), len(order)
         for (ts_pg_us, device, series), rows in by_moment.items():
-            begin = ROW_HEAD.pack(form.fixed_columns + columns, 8, ts_pg_us) + device
+            begin = ROW_HEAD.pack(form.fixed_columns + len(nulls), 8, ts_pg_us) + device
             if form.measurement:
                 begin += device_needle(series)
             for row in rows:
-                cells = [NULL] * columns
+                cells = [*nulls]
                 for column, reading in row.items():
                     cells[column] = CELL.pack(8, values[reading])
                 data.append(begin + b"".join(cells))
-                owners += [row[column] for column in sorted(row)]
-        placed.add_encoded(of_table, form.head, b"".join(data), len(data), owners)
-    return placed.encoded()
+                order += [row[column] for column in sorted(row)]
+        parts.append(section(form.head, b"".join(data), len(data), len(order) - before))
+    return b"".join(parts), order
 
 
 def place_readings(readings: Sequence[Reading], tables: Tables) -> tuple[bytes, Sequence[int]]:

@@ -202,9 +202,12 @@ class BrokerWorld(Trial):
 
     async def apply(self, within_s: float = 40.0) -> None:
         """Run `ingest stream apply` until it succeeds. Raises TimeoutError."""
-        settings = ("stream_bytes_max", "stream_replicas", "dlq_bytes_max", "broker_unsafe")
+        settings = (
+            *("stream_bytes_max", "stream_replicas", "dlq_bytes_max", "broker_unsafe"),
+            "tables_file",
+        )
         env = {
-            f"INGEST_{each.upper()}": str(self.settings[each]).lower()
+            f"INGEST_{each.upper()}": str(self.settings[each])
             for each in settings
             if each in self.settings
         }

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.protocol import FORWARD, STREAM
-from ingest.roles.nats.streams import WantedStream, changed, wanted_letters, wanted_readings
+from ingest.roles.nats.streams import (
+    WantedStream,
+    changed,
+    for_tables,
+    wanted_letters,
+    wanted_readings,
+)
 from ingest.roles.nats.watch import ask
 from tests.support.brokers import api, joined
 from tests.support.clusters import Cluster, Member
@@ -34,7 +40,10 @@ class FaultyServers(Cluster):
         copies = len(self.members)
         size, letters = (int(str(self._settings[f"{of}_bytes_max"])) for of in ("stream", "dlq"))
         forwards = tuple(FORWARD + each for each in str(self._settings.get("forwards", "")).split())
-        return wanted_readings(copies, size, forwards), wanted_letters(copies, letters)
+        readings = wanted_readings(copies, size, forwards)
+        if "tables_file" in self._settings:
+            readings = for_tables(readings)
+        return readings, wanted_letters(copies, letters)
 
     def admin(self) -> contextlib.AbstractAsyncContextManager[BrokerConnection]:
         """Give a connection of the admin."""

@@ -9,7 +9,8 @@ import pytest
 from tests.house.walks import WALKS, Figures, walk
 
 # Until its client has the answer. A careful reader takes many calls for a faulty item.
-CEILINGS = {"(a)": Figures(115, 91, 25, 10), "(d)": Figures(275, 180, 31, 10)}
+# Declared tables brought three files to (d): the home of a metric, and the bytes of its rows.
+CEILINGS = {"(a)": Figures(108, 91, 25, 10), "(d)": Figures(268, 180, 34, 10)}
 
 
 @pytest.mark.parametrize("name", WALKS)

@@ -336,6 +336,45 @@ async def test_change_that_a_write_of_two_tables_waits_for_is_seen_by_it(
             await sink.close()
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_write_waits_for_the_row_of_another_transaction(
+    owner: asyncpg.Connection, shared_url: str, way: str
+) -> None:
+    """Once that is committed, its values are known, also at a level that sees one snapshot only."""
+    await owner.execute("alter role postgres set default_transaction_isolation = 'serializable'")
+    sink = sink_for(way, shared_url)
+    try:
+        assert await write(sink, way, moment(5, temperature=1)) == Stored(1, 0)
+        await owner.execute("begin isolation level read committed")
+        await owner.execute(
+            "insert into climate select '2025-10-09 08:53:20+0', 'd', 1, null, 3"  # as START_US
+        )
+        task = asyncio.create_task(write(sink, way, moment(temperature=1, humidity=2, co2=4)))
+        waiting = "select count(*) from pg_locks where not granted and locktype = 'transactionid'"
+        while not await owner.fetchval(waiting):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await owner.execute("commit")
+        assert await task == Stored(2, 1)
+        assert await stored(owner, "readings") == moment(co2=4, humidity=2)
+    finally:
+        await owner.execute("alter role postgres reset default_transaction_isolation")
+        await sink.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_rest_of_a_moment_is_not_lost_in_an_altered_table_of_readings(
+    owner: asyncpg.Connection, shared_url: str, way: str
+) -> None:
+    """It is checked in the same transaction, though no row of the batch is one of it."""
+    sink = sink_for(way, shared_url)
+    assert await write(sink, way, moment(temperature=1)) == Stored(1, 0)
+    await owner.execute("create rule r as on insert to readings do instead nothing")
+    with pytest.raises(WriteFailed, match="a rule for INSERT") as failed:
+        await write(sink, way, moment(temperature=2))
+    assert failed.value.verdict is Verdict.HOLD
+    await sink.close()
+
+
 NOT_GRANTED = {
     "revoke all on climate from plain_role": 'INSERT and SELECT on public."climate" are not',
     "revoke select on climate from plain_role": 'SELECT on public."climate" is not granted',

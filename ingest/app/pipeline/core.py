@@ -215,7 +215,9 @@ class Core:
         self.writing.abort()
 
     async def close(self) -> None:
-        """End all tasks, and close everything. Both events are set."""
+        """End all tasks, and close everything."""
+        self.tasks.stopping.set()
+        self.tasks.halted.set()
         self._abort()
         await self.tasks.wait_tasks()
         await self.endpoint.close()

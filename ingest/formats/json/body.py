@@ -70,7 +70,10 @@ def begin(body: bytes, post: Post) -> Decoded | Steps:
         rows = one(value, body, post)
     elif kind is list:
         require_possible(len(value), post)
-        rows = None if len(value) > most_items(size) else many(value, body, post)
+        if len(value) == 1:
+            rows = one(value[0], body, post)
+        else:
+            rows = None if len(value) > most_items(size) else many(value, body, post)
     else:
         rows = None
     if rows is not None:

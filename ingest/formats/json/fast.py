@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import orjson
 
 from ingest.formats.block_builder import SERIES, Rows
-from ingest.formats.moments import Items, each_of, place_item, place_items
+from ingest.formats.moments import Items, each_of, place_items, place_moment
 from ingest.formats.post import EXACT_MAX, Post, too_many
 from ingest.formats.timestamp import Times, integers_us, number_us, numbers_us, plain_us, texts_us
 from ingest.model.block import PG_EPOCH_US, Block, encode_row, encode_rows
@@ -90,10 +89,9 @@ def one(item: Item, body: bytes, post: Post) -> Rows | None:
 
 def _one_of_values(item: Item, ts_us: int, body: bytes, post: Post) -> Rows | None:
     """Encode one item with `values`. Raises _DOUBTS and as `many`."""
-    by_metric = None if post.ignore_unknown else _values_of([item])
-    if by_metric is None or may_repeat(item, body):
+    if post.ignore_unknown or not item.keys() <= _KNOWN or may_repeat(item, body):
         return None
-    values = {metric: value + 0.0 for metric, value in by_metric[0].items()}
+    values = {metric: value + 0.0 for metric, value in _values_of(item).items()}
     numbers = values.values()
     if not math.hypot(*numbers) < EXACT_MAX and _are_doubtful([*numbers], body, post):
         return None
@@ -111,7 +109,7 @@ def _rows_of(ts_us: int, device_id: str, values: dict[str, float], post: Post) -
     if not SERIES.are_taken(values.keys(), tables):
         names = SERIES.plain_names([*values], [device_id] * count, tables)
     if names is None:
-        return place_item(ts_us, device_id, values, tables)
+        return place_moment(ts_us, device_id, values, tables)[0]
     return encode_rows([ts_us - PG_EPOCH_US] * count, names, [*values.values()])
 
 
@@ -158,54 +156,74 @@ def many(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
     return Rows(encode_rows(times.pg_us, names, values), count, times.newest_us, None)
 
 
+def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
+    """Encode items with `values`, or with a mix of both shapes. Raises _DOUBTS and as `many`."""
+    if post.ignore_unknown or not all(item.keys() <= _KNOWN for item in items):
+        return None
+    times = _times(items, post)
+    if times is None or may_repeat(items, body) or not _are_allowed(items, post):
+        return None
+    tables = post.rules.tables
+    if tables.all and SERIES.are_taken(_values_of(items[0]).keys(), tables):
+        return _of_moments(items, times, body, post)
+    row_times_pg_us: list[int] = []
+    metrics: list[str] = []
+    device_ids: list[str] = []
+    row_values: list[float] = []
+    owners: list[int] = []
+    for place, item in enumerate(items):
+        device_id = item["device_id"]
+        if "values" not in item:
+            values = {item["metric"]: item["value"]}
+        else:
+            values = item["values"]
+            if type(values) is not dict or not values or "metric" in item or "value" in item:
+                raise TypeError(values)
+        if len(metrics) + len(values) > post.rules.post_rows_max:
+            raise too_many(post.rules.post_rows_max)
+        metrics += values
+        device_ids += [device_id] * len(values)
+        row_values += [value + 0.0 for value in values.values()]
+        row_times_pg_us += [times.pg_us[place]] * len(values)
+        owners += [place] * len(values)
+    if not math.hypot(*row_values) < EXACT_MAX and _are_doubtful(row_values, body, post):
+        return None
+    names = SERIES.plain_names(metrics, device_ids, tables)
+    if names is None:
+        return _of_moments(items, times, body, post)
+    tuples = encode_rows(row_times_pg_us, names, row_values)
+    return Rows(tuples, len(names), times.newest_us, owners)
+
+
+def _of_moments(items: list[Item], times: Times, body: bytes | None, post: Post) -> Rows | None:
+    """Do what `_spread` does, if a declared table takes some of the values."""
+    by_metric = [*map(_values_of, items)]
+    counts = [*map(len, by_metric)]
+    if sum(counts) > post.rules.post_rows_max:
+        raise too_many(post.rules.post_rows_max)
+    values = [value + 0.0 for each in by_metric for value in each.values()]
+    if not math.hypot(*values) < EXACT_MAX and _are_doubtful(values, body, post):
+        return None
+    device_ids = [item["device_id"] for item in items]
+    owners = [*each_of(range(len(items)), counts)]
+    placed = Items(times.pg_us, device_ids, [*map(tuple, by_metric)], values, owners)
+    return _placed(placed, times.newest_us, post)
+
+
 def _placed(items: Items, newest_us: int, post: Post) -> Rows:
     """Encode values, of which a declared table may take some. Raises _DOUBTS."""
     tuples, owners = place_items(items, post.rules.tables)
     return Rows(tuples, len(owners), newest_us, owners)
 
 
-def _spread(items: list[Item], body: bytes | None, post: Post) -> Rows | None:
-    """Encode items with `values`, or with a mix of both shapes. Raises _DOUBTS and as `many`."""
-    by_metric = None if post.ignore_unknown else _values_of(items)
-    if by_metric is None:
-        return None
-    times = _times(items, post)
-    if times is None or may_repeat(items, body):
-        return None
-    counts = [*map(len, by_metric)]
-    if sum(counts) > post.rules.post_rows_max:
-        raise too_many(post.rules.post_rows_max)
-    values = [value + 0.0 for each in by_metric for value in each.values()]
-    is_doubtful = not math.hypot(*values) < EXACT_MAX and _are_doubtful(values, body, post)
-    if is_doubtful or not _are_allowed(items, post):
-        return None
-    device_ids = [item["device_id"] for item in items]
-    owners = [*each_of(range(len(items)), counts)]
-    tables, names = post.rules.tables, None
-    if not SERIES.are_taken(by_metric[0].keys(), tables):
-        metrics = [*chain.from_iterable(by_metric)]
-        names = SERIES.plain_names(metrics, [*each_of(device_ids, counts)], tables)
-    if names is None:
-        placed = Items(times.pg_us, device_ids, [*map(tuple, by_metric)], values, owners)
-        return _placed(placed, times.newest_us, post)
-    tuples = encode_rows([*each_of(times.pg_us, counts)], names, values)
-    return Rows(tuples, len(names), times.newest_us, owners)
-
-
-def _values_of(items: list[Item]) -> list[dict[str, Any]] | None:
-    """Return the values of each item by metric, or None if one has other fields than it may."""
-    found = list[dict[str, Any]]()
-    if not all(item.keys() <= _KNOWN for item in items):
-        return None
-    for item in items:
-        if "values" not in item:
-            found.append({item["metric"]: item["value"]})
-            continue
-        values = item["values"]
-        if type(values) is not dict or not values or "metric" in item or "value" in item:
-            return None
-        found.append(values)
-    return found
+def _values_of(item: Item) -> dict[str, Any]:
+    """Return the values of an item by metric. Raises _DOUBTS if it has other fields than it may."""
+    if "values" not in item:
+        return {item["metric"]: item["value"]}
+    values = item["values"]
+    if type(values) is not dict or not values or "metric" in item or "value" in item:
+        raise TypeError(values)
+    return values
 
 
 def _are_allowed(items: list[Item], post: Post) -> bool:

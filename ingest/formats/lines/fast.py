@@ -19,7 +19,7 @@ import orjson
 from msgspec import Struct
 
 from ingest.formats.lines.keys import Keys, Named
-from ingest.formats.moments import each_of, place_item
+from ingest.formats.moments import each_of, place_moment
 from ingest.formats.post import EXACT_MAX, Post
 from ingest.formats.timestamp import Times, integers_us, number_us
 from ingest.model.block import PG_EPOCH_US, encode_row
@@ -120,7 +120,7 @@ def one(text: bytes, keys: Keys, post: Post) -> tuple[int, bytes] | None:
             row = encode_row(ts_us, needle + shape[field], value)
         except KeyError:
             device_id, metric = needle[4:].decode(), shape.taken[field][4:-4].decode()
-            row = place_item(ts_us, device_id, {metric: value}, rules.tables)
+            row = place_moment(ts_us, device_id, {metric: value}, rules.tables)[0]
     except DOUBTS:
         return None
     if new:

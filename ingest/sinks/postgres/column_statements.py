@@ -118,12 +118,15 @@ on commit delete rows; commit""",
 
 
 def _insert_new(target: ColumnTarget, places: Sequence[str], source: str) -> str:
-    """Return the INSERT of one row for each new moment. The order is the same in each writer."""
+    """Return the INSERT of the rows of new moments. The order is the same in each writer.
+
+    Of several rows of one moment the first one of this order is stored.
+    """
     key = ", ".join(["s.ts", *(f's.{name} collate "C"' for name in target.key[1:])])
     counted = ", ".join(map(quoted, target.form.columns))
     return f"""with new as (
     insert into {target.name} ({target.column_list})
-    select distinct on ({key}) s.* from {source} order by {key}, {", ".join(places)}
+    select s.* from {source} order by {key}, {", ".join(places)}
     on conflict ({_list(target.key)}) do nothing returning num_nonnulls({counted}) as readings)
 select coalesce(sum(readings), 0)::int8 from new"""  # noqa: S608
 

@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from benchmarks import wrk
+from benchmarks.columns import FORMS, MIXED, TABLES, VALUES
 from benchmarks.contenders import PHASE_US
 from benchmarks.database import execute
 from benchmarks.floors import copy, ready_batches
@@ -21,8 +22,12 @@ from benchmarks.telegraf import HOSTS
 from ingest.app.post_rules import make_rules
 from ingest.config.settings import Settings
 from ingest.formats import post as posted
-from ingest.formats.json.body import decode
+from ingest.formats.json.body import begin, decode
+from ingest.formats.lines.body import LinePost
+from ingest.formats.lines.body import begin as begin_lines
+from ingest.formats.lines.keys import Naming
 from ingest.model.block import decode_rows
+from ingest.model.moments import runs
 from ingest.model.reading import Reading
 from loadgen.driver.ports import Loss
 from loadgen.traffic.post import Post
@@ -167,6 +172,29 @@ def test_hosts_send_all_their_keys_in_turn(form: str) -> None:
     assert len(set(keys)) == len(set(keys[:in_a_round])) == in_a_round
     assert {text.count(b"=") for text in fields} == {len(hosts.fields)}
     assert [int(each) for each in times] == [1_000 + at // in_a_round for at in range(len(lines))]
+
+
+@pytest.mark.parametrize("form", [MIXED, *VALUES])
+def test_all_values_of_one_time_have_columns(form: str) -> None:
+    """A post has as many readings as it says, each once, and all of them in declared tables."""
+    made, now_us = FORMS[form], 1_800_000_000_000_000
+    rules = make_rules(Settings(tables_file=str(TABLES)))
+    post = posted.Post("us", False, now_us, 0.0, rules)
+    found = list[Reading]()
+    for number in range(3):
+        body = made.body(150, number, now_us)
+        if made.media_type == "application/json":
+            blocks = [posted.finished(begin(body, post)).block]
+        else:
+            lines = LinePost(post, Naming(("host",)), 100_000, 1 << 24)
+            text = gzip.decompress(body) if made.gzip else body
+            blocks = [*posted.finished(begin_lines(text, lines)).blocks]
+        for block in blocks:
+            assert block is not None
+            for run in runs(block.tuples):
+                assert run.form is not None
+                found += run.decode()
+    assert len(found) == len(set(found)) == 3 * made.rows
 
 
 def test_tally_counts_only_what_was_taken() -> None:

@@ -77,7 +77,7 @@ def test_config_masks_passwords_but_where_the_value_is_asked_for(
     ("name", "text"),
     [
         ("batch_rows", "100"),
-        ("batch_linger_s", "0.02"),
+        ("batch_linger_s", "0.1"),
         ("dlq_auto_replay", "true"),
         ("body_bytes_max", "1048576"),
         ("listen", "127.0.0.1:8080"),

@@ -182,7 +182,7 @@ def test_state_folder_is_systemds_roots_or_the_users(monkeypatch: pytest.MonkeyP
         ("disk_free_bytes_min", 0, "0 bytes"),
         ("buffer_rows_max", 100_000, "100,000 rows"),
         ("dlq_replay_rows_per_s", 2_000, "2,000 rows/s"),
-        ("batch_linger_s", 0.02, "0.02 s"),
+        ("batch_linger_s", 0.1, "0.1 s"),
         ("drain_s_max", 20.0, "20 s"),
         ("dlq_keep_days", 0.5, "0.5 days"),
         ("writers", 2, "2"),

@@ -422,3 +422,32 @@ def test_a_step_takes_less_than_five_milliseconds(name: str) -> None:
         most,
     )
     assert found.step_s <= most.step_s
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_faults_and_readings_tell_their_items(size: int) -> None:
+    """An item with a fault in the middle of a post, or of its values, moves no other one."""
+    tables = Tables([ColumnTable("climate", "", ("a", "b"), (0, 0))])
+    good = [{"device_id": "d", "ts": NOW_US - i, "values": {"b": i, "a": 1}} for i in range(size)]
+    bad = {"device_id": "d", "ts": NOW_US + 1, "values": {"a": 5, "b": "x"}}
+    body = json.dumps([*good, bad, *good[::-1]]).encode()
+    decoded = finished(json_body.begin(body, post_of(tables)))
+    assert [(each.item, each.field) for each in decoded.errors] == [(size, "values.b")]
+    assert decoded.block
+    found = {(item, each.metric): each.value for item, each, _ in places_of(decoded.block)}
+    assert len(found) == 4 * size + 1
+    assert (found[size, "a"], found[0, "b"], found[size + 1, "b"]) == (5.0, 0.0, size - 1.0)
+    lines = [f"climate,host=d b={i},a=1 {NOW_US - i}" for i in range(size)]
+    text = "\n".join([*lines, f"climate,host=d a=5,b=x {NOW_US + 1}", *lines[::-1]]).encode()
+    columns = Tables([ColumnTable("climate", "climate", ("a", "b"), (0, 0))])
+    post = LinePost(post_of(columns), Naming(("host",)), 100_000, 1 << 24)
+    points = finished(begin_line_protocol(text, post))
+    assert [(each.item, each.field) for each in points.errors] == [(size, "b")]
+    found = {
+        (item, each.metric[-1]): each.value
+        for block in points.blocks
+        for item, each, table in places_of(block)
+        if table == "climate"
+    }
+    assert len(found) == 4 * size + 1
+    assert (found[size, "a"], found[0, "b"], found[size + 1, "b"]) == (5.0, 0.0, size - 1.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Ack, Block
 from ingest.system.clock import monotonic_s
-from ingest.writer.batch import Batch, BatchCap, Gatherer, halves, in_pieces
+from ingest.writer.batch import APART_S, Batch, BatchCap, Gatherer, halves, in_pieces
 from tests.support.blocks import make_block
 
 ROWS_MIN, ROWS_MAX = 100, 1_000
@@ -126,6 +126,20 @@ async def test_batch_for_which_a_post_waits_is_closed_at_once(waits: bool) -> No
     assert not task.done(), "nobody waits for the commit of this one"
     buffer.give_back([*blocks, awaited])  # its write failed
     assert (await task).trigger == "commit"
+
+
+async def test_batches_that_posts_wait_for_come_apart_if_they_have_readings_of_others() -> None:
+    """Else one client that waits would make a batch of each few readings of all others."""
+    buffer = make_buffer()
+    gatherer = gatherer_of(buffer, linger_s=60)
+    await put(buffer, 100)
+    buffer.settle((await gathered(gatherer)).blocks)
+    closed_s = monotonic_s()
+    for _ in range(50):
+        awaited = make_block(1, ack=Ack())
+        (await buffer.reserve(1, len(awaited.tuples), awaited=True)).put(awaited)
+        buffer.settle((await gathered(gatherer)).blocks)
+    assert 0.9 * APART_S < monotonic_s() - closed_s < 50 * APART_S, "only the first one waits"
 
 
 @pytest.mark.parametrize(("rows_max", "bytes_max"), [(1_000, 1 << 26), (100_000, 1 << 20)])
