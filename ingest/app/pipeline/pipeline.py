@@ -75,7 +75,7 @@ OF_PROCESS = frozenset(
 class Kept(NamedTuple):
     """What became of a put: so many readings are accepted, so many items are dead letters.
 
-    `errors` has the first of these, each with `index`, `code`, `message`.
+    `errors` has the first of these, each with `index`, `code`, `message`, and mostly `field`.
     """
 
     accepted: int
@@ -156,7 +156,7 @@ class Pipeline:
         If the database is away, readings are taken into the journal.
         """
         if self._end is not None:
-            raise RuntimeError("a pipeline is entered once")
+            raise RuntimeError("a pipeline is entered once: this one was; make another one")
         logs.is_of_program = True
         check_settings(self._settings)
         async with AsyncExitStack() as until_end:
@@ -226,7 +226,7 @@ class Pipeline:
         Broken, Refused: then nothing of them is kept. If it is cancelled, they may be kept. A call
         may have `post_rows_max` readings.
         """
-        items = [readings] if isinstance(readings, Mapping) else [*readings]
+        items = [readings] if isinstance(readings, Mapping) else list(readings)
         return await self._put((items,), ack, OBJECTS, len(items) * ITEM_BYTES)
 
     async def put_body(
@@ -238,7 +238,7 @@ class Pipeline:
     ) -> Kept:
         """Keep the readings of a body as devices post it: JSON, NDJSON, MessagePack, SenML.
 
-        Raises what `put` raises.
+        It must not be compressed. Raises what `put` raises.
         """
         return await self._put(bytes(body), ack, format_of(content_type), len(body))
 
@@ -272,7 +272,10 @@ class Pipeline:
     def endpoint(self) -> Endpoint:
         """The receiver. Raises RuntimeError in another loop, and before the pipeline is entered."""
         if self._end is None or self._end.get_loop() is not asyncio.get_running_loop():
-            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+            raise RuntimeError(
+                "enter the pipeline first (`async with`, or `ingest.web.context` in an app), "
+                "and use it in that event loop"
+            )
         return self.core.endpoint
 
     # What it says of itself

@@ -138,23 +138,29 @@ async def test_invalid_readings_are_named_and_kept_as_dead_letters(pipeline: Pip
 
 
 @pytest.mark.parametrize(
-    ("put", "code"),
+    ("put", "code", "says"),
     [
-        (lambda it: it.put([]), "empty"),
-        (lambda it: it.put([{"value": 1}]), "all_invalid"),
-        (lambda it: it.put(readings(101)), "too_many_readings"),
-        (lambda it: it.put(readings(1), ack="fast"), "ack_unavailable"),
-        (lambda it: it.put_body(b"[", "application/json"), "not_json"),
-        (lambda it: it.put_body(b"[]", "text/csv"), "unsupported_media_type"),
-        (lambda it: it.put_body(b" " * 2_000_000), "body_too_large"),
+        (lambda it: it.put([]), "empty", "no items"),
+        (lambda it: it.put([{"value": 1}]), "all_invalid", "first: device_id is missing"),
+        (lambda it: it.put([7]), "all_invalid", "first: item is a number"),
+        (
+            lambda it: it.put({**readings(1)[0], "value": float("nan")}),
+            "all_invalid",
+            "first: value is NaN",
+        ),
+        (lambda it: it.put(readings(101)), "too_many_readings", "100"),
+        (lambda it: it.put(readings(1), ack="fast"), "ack_unavailable", "ack=fast"),
+        (lambda it: it.put_body(b"[", "application/json"), "not_json", "not valid JSON"),
+        (lambda it: it.put_body(b"[]", "text/csv"), "unsupported_media_type", "text/csv"),
+        (lambda it: it.put_body(b" " * 2_000_000), "body_too_large", "at most"),
     ],
 )
 async def test_put_that_cannot_be_kept_is_refused_and_counted_once(
-    put: Callable[[Pipeline], Coroutine[Any, Any, Kept]], code: str
+    put: Callable[[Pipeline], Coroutine[Any, Any, Kept]], code: str, says: str
 ) -> None:
-    """Nothing of it is kept; the code says why."""
+    """Nothing of it is kept; the code and the text say why."""
     async with Pipeline.in_memory(**SMALL) as pipeline:
-        with pytest.raises(ingest.Refused) as refused:
+        with pytest.raises(ingest.Refused, match=says) as refused:
             await put(pipeline)
         assert refused.value.code == code
         counted = f'ingest_posts_refused_total{{code="{code}"}} 1.0'
@@ -378,6 +384,7 @@ def test_either_loop_does(factory: Any) -> None:
         ({"post_rows_max": 10, "batch_rows_max": 5}, "must not exceed"),
         ({"listen": "127.0.0.1:0"}, "setting listen: a pipeline has no ports"),
         ({"database_url": ""}, "needs the URL of a database"),
+        ({"database_url": None}, "None is not text"),
         ({"database_url": "mysql://"}, "does not begin with postgresql"),
     ],
 )
