@@ -346,6 +346,31 @@ async def test_start_that_failed_can_be_tried_again(tmp_path: Path) -> None:
         assert pipeline.state()["next"].endswith("start the program again.")
 
 
+def test_run_that_ends_in_the_middle_of_the_end_frees_the_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`asyncio.run` cancels all tasks. The next run of the same program finds what was kept."""
+
+    async def left(rounds: int) -> None:
+        pipeline = await Pipeline(AWAY, state_dir=tmp_path, **UNSAFE).__aenter__()
+        await pipeline.put(readings(1, f"d{rounds}"))
+        closing = asyncio.create_task(pipeline.close())
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        assert not closing.cancelled()
+
+    for rounds in range(40):
+        asyncio.run(left(rounds))
+
+    async def found() -> None:
+        async with Pipeline(AWAY, state_dir=tmp_path, **UNSAFE) as pipeline:
+            while pipeline.core.ledger.recovered < 40:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(found(), 10))
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
 async def test_pipeline_belongs_to_one_event_loop(pipeline: Pipeline) -> None:
     """From another thread puts go through this loop."""
     loop = asyncio.get_running_loop()
