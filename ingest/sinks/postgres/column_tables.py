@@ -106,8 +106,8 @@ async def fault(
     if gone := sorted(read - declared - {readings.table}):
         faults.append(
             f"table {', '.join(map(quoted, gone))} is not declared any more (tables_file): its "
-            "readings would be stored a second time if they were posted again; start with --tables-file FILE "
-            f"that declares it, or drop the view {view} if you mean it"
+            "readings would be stored a second time if they were posted again; start with "
+            f"--tables-file FILE that declares it, or drop the view {view} if you mean it"
         )
     return "; ".join(faults)
 
