@@ -169,10 +169,12 @@ def routes(
     InfluxDB ask for (/ping, /health, /query, /settings).
     The server must not decompress bodies: `auto_decompress=False` for AppRunner or run_app. One
     that does gets 500 for compressed bodies, and the answer says why.
-    Raises ValueError if `access` is neither.
+    Raises ValueError if `access` is neither, or a page does not begin with a slash.
     """
     if access not in (OPEN, TOKEN):
         raise ValueError(f'access is "open" or "token", not {access!r}')
+    if isinstance(only, str) or not all(page.startswith("/") for page in only):
+        raise ValueError(f'`only` has pages such as ("/v1/readings",), not {only!r}')
     handle = Front(pipeline, is_open=access == OPEN).handle
     return [
         web.route("*", prefix.rstrip("/") + page, partial(handle, page), expect_handler=_expect)

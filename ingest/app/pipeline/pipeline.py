@@ -124,6 +124,8 @@ class Pipeline:
     def __init__(self, database_url: str, *, state_dir: str | Path, **settings: Any) -> None:
         if of_process := OF_PROCESS & settings.keys():
             raise ConfigError(f"setting {min(of_process)}: a pipeline has no ports and no logs")
+        if not str(state_dir):
+            raise ConfigError("setting state_dir: it is empty; a pipeline needs a folder")
         named = {"database_url": database_url, "state_dir": state_dir, **settings}
         flags = {
             name: str(each) if isinstance(each, Path) else each for name, each in named.items()

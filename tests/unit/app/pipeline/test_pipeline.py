@@ -408,6 +408,7 @@ def test_either_loop_does(factory: Any) -> None:
         ({"batch_rows": "many"}, "setting batch_rows .*'many' is not a whole number"),
         ({"post_rows_max": 10, "batch_rows_max": 5}, "must not exceed"),
         ({"listen": "127.0.0.1:0"}, "setting listen: a pipeline has no ports"),
+        ({"state_dir": ""}, "setting state_dir: it is empty"),
         ({"database_url": ""}, "needs the URL of a database"),
         ({"database_url": None}, "None is not text"),
         ({"database_url": "mysql://"}, "does not begin with postgresql"),
@@ -417,7 +418,7 @@ def test_wrong_setting_is_named(settings: dict[str, Any], why: str) -> None:
     """At once, and not at the start."""
     url = settings.pop("database_url", AWAY)
     with pytest.raises(ingest.ConfigError, match=why):
-        Pipeline(url, state_dir="x", **settings)
+        Pipeline(url, **{"state_dir": "x", **settings})
 
 
 def test_environment_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
