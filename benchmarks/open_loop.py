@@ -37,7 +37,8 @@ DAY_US = 86_400_000_000
 LATE_DAYS_MAX = 30
 JSON, LINES = "json", "lines"  # forms of posts
 BODIES: dict[str, telegraf.Hosts | Mixed | Values] = {**telegraf.HOSTS, **FORMS}  # other forms
-AGAIN_ROWS = 100_000  # with `twice` so many readings, and then they come again
+# With `twice` at most so many readings and posts, and then the same again.
+AGAIN_ROWS, AGAIN_POSTS = 100_000, 1_000
 _ITEMS = {
     JSON: '{"device_id":"device-%03d","metric":"temperature","value":%s,"ts":%d}',
     LINES: "temperature,device_id=device-%03d value=%s %d",
@@ -164,7 +165,7 @@ class Readings:
         rows = self._draw.choice(load.sizes) if load.sizes else load.rows
         if self._hosts:
             if load.twice:
-                some = max(1, AGAIN_ROWS // rows)
+                some = max(1, min(AGAIN_POSTS, AGAIN_ROWS // rows))
                 number = number // (2 * some) * some + number % some
             body = self._hosts.body(load.devices, self._next_lines + number, load.first_us)
             request = self._request(body, number)

@@ -97,7 +97,8 @@ def influx(folder: Path) -> Iterator[Peer]:
     def count() -> int:
         found = json.loads(fetch(f"{url}/query?{urllib.parse.urlencode(INFLUX_COUNT)}"))
         series = found["results"][0].get("series", [])
-        return sum(sum(row[1:]) for each in series for row in each["values"])
+        rows = (row for each in series for row in each["values"])
+        return sum(of or 0 for row in rows for of in row[1:])  # None: a field of other measurements
 
     child = Child("influxdb", [binary, "-config", settings], folder)
     with serving(child, lambda: answers(f"{url}/ping")):
