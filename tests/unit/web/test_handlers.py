@@ -299,6 +299,9 @@ async def test_access_is_that_of_each_app() -> None:
         assert (await app.post(GOOD, "", TOKEN)).status == 202
         assert app.ledger.senders.keys() == {"127.0.0.1", "token garden"}
         for wrong in ("", "auto", None):
+            for only in ("/v1/readings", ("v1/readings",)):
+                with pytest.raises(ValueError, match="`only` has pages"):
+                    routes(app.pipeline, access="open", only=only)
             with pytest.raises(ValueError, match="access"):
                 routes(app.pipeline, access=wrong)  # type: ignore[arg-type]
 
