@@ -46,6 +46,7 @@ async def test_suggest_prints_a_file_for_what_came_in_the_last_hour(
         await readings_connection.execute(statement)
     again = await here(*words, "--tables-file", file)
     assert (again.code, "no table would help" in again.stdout) == (1, True)
+    assert "(those of declared tables left out)" in again.stdout
 
 
 async def test_suggest_reads_a_table_with_other_names(
