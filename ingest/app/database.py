@@ -145,4 +145,7 @@ def late_of_tables(
     settings: Settings, url: DatabaseUrl, *, eager: bool = False
 ) -> PartitionsOfTables:
     """Return the same for `readings` and all declared tables."""
-    return PartitionsOfTables(lambda target: late_partitions(settings, url, target), eager=eager)
+    late = PartitionsOfTables(lambda target: late_partitions(settings, url, target), eager=eager)
+    # This loads the code: at a write that takes too long, and there may be no file descriptor left.
+    late.of(make_target(settings))
+    return late

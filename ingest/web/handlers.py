@@ -21,6 +21,7 @@ from aiohttp.http import RawRequestMessage
 from ingest.access.tokens import OPEN, TOKEN
 from ingest.app.pipeline.pipeline import Pipeline, Waiting
 from ingest.formats.mapped.source import IN
+from ingest.http.bodies import TAKEN
 from ingest.http.clients import Client, Proxies, network_of
 from ingest.http.request_and_answer import (
     KNOWN_BYTES_MAX,
@@ -88,6 +89,8 @@ class Front:
                 request.body, request.content = await asked.read(), None
             elif head.is_plain and content.is_eof():
                 request.body, request.content = content.read_nowait(), None
+            if request.body is not None and len(request.body) != content.total_bytes:
+                raise RuntimeError(TAKEN)
             if head.is_plain and request.body is not None:
                 await endpoint.posts.plain_bodies.loop_share.wait(len(request.body))
                 request.in_round = True
