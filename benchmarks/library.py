@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 from aiohttp import web
+from prometheus_client import REGISTRY, generate_latest
 
 import ingest
 import ingest.web
@@ -44,13 +45,14 @@ async def serve(words: Sequence[str]) -> None:
         return web.json_response(pipeline.state())
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=pipeline.metrics())
+        return web.Response(body=generate_latest())
 
     app, admin = web.Application(), web.Application()
     app.add_routes(ingest.web.routes(pipeline, access="open", only=ALL))
     admin.add_routes([web.get("/readyz", readyz), web.get("/metrics", metrics)])
     runners = [web.AppRunner(each, access_log=None, auto_decompress=False) for each in (app, admin)]
     async with pipeline:
+        REGISTRY.register(pipeline.collector)
         for runner, address in zip(runners, addresses, strict=True):
             await runner.setup()
             host, port = address.split(":")

@@ -1,16 +1,21 @@
 """The database as the settings describe it: table, time-outs, sinks, partitions.
 
-Nothing here connects; what it returns does, at its first use.
+Only `check_declared` connects; what the others return does, at its first use.
 Does not: know the receiver or the writers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from ingest.app.annexes import annexes
 from ingest.config.database_url import RereadUrl
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
+from ingest.model.causes import WriteFailed
+from ingest.model.errors import StartError
+from ingest.sinks.postgres import column_tables
 from ingest.sinks.postgres.checked_connection import KnownServer
 from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
 from ingest.sinks.postgres.housekeeping.known_partitions import (
@@ -87,6 +92,23 @@ def make_replay_sink(
     return sink
 
 
+async def check_declared(url: str, settings: Settings) -> None:
+    """Raise StartError if readings would be stored in another place than the service stores them.
+
+    Any other fault of the database is left to the writes.
+    """
+    known = KnownServer(target=make_target(settings))
+    sink, found = make_sink(url, settings, known=known), ""
+    with suppress(WriteFailed):
+        await sink.open()
+        async with sink.exchange() as connection:
+            tables = make_tables(settings).all
+            found = await column_tables.fault(connection, known.target, tables)
+    await sink.close()
+    if found:
+        raise StartError(found)
+
+
 def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:
     """Return the job that makes partitions ahead of time; with `from_us` from that time on."""
     return PartitionsAhead(
@@ -123,4 +145,7 @@ def late_of_tables(
     settings: Settings, url: DatabaseUrl, *, eager: bool = False
 ) -> PartitionsOfTables:
     """Return the same for `readings` and all declared tables."""
-    return PartitionsOfTables(lambda target: late_partitions(settings, url, target), eager=eager)
+    late = PartitionsOfTables(lambda target: late_partitions(settings, url, target), eager=eager)
+    # This loads the code: at a write that takes too long, and there may be no file descriptor left.
+    late.of(make_target(settings))
+    return late

@@ -221,7 +221,8 @@ class Housekeeping:
             known = isinstance(error, StartError)
             why = str(error) if known else f"{type(error).__name__}: {error}"
             self._failed[target.table] = [why]
-            if self._occasionally.due(why) is not None:
+            # After a stop nothing is said: the last line is that of the drain.
+            if not stopping.is_set() and self._occasionally.due(why) is not None:
                 log.warning("housekeeping_failed", why=why, exc_info=not known)
             return None
         self._tables.found(report.view)

@@ -154,7 +154,12 @@ async def _suggest(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     since_us = -(-(unix_us() + _SOON_US) // _HOUR_US) * _HOUR_US
     found = suggestions(seen, known, settings.table_name, since_us)
     span = duration(max((row["age_s"] for row in rows), default=0))
-    said = _words(found, total, f"{total:,} readings of the last {span}")
+    said = _words(
+        found,
+        total,
+        f"{total:,} readings of the last {span}"
+        + (" (those of declared tables left out)" if known.all else ""),
+    )
     schema, by_time = settings.table_schema, settings.partition_span != "none"
     targets = [ColumnTarget(schema, form_of_table(each.table)) for each in found]
     sql = [f"{create_statement(each, 2 * [C_ORDER], by_time=by_time)};" for each in targets]
@@ -194,8 +199,9 @@ def _words(found: Sequence[Suggestion], total: int, seen: str) -> list[str]:
         f"Of {seen}, {taken:,} would be {rows:,} rows in the tables below, not {taken:,} rows.",
         f"An estimate: they need {narrow} now, with the key, and would need {columns}.",
         *few,
-        "Keep this as a file, choose names that you like, and start all processes again with "
-        "--tables-file FILE before the time in `since`. Older readings stay where they are.",
+        "Write this into your file of tables, choose names that you like, and start all processes "
+        "again with --tables-file FILE before the time in `since`. Until then the tables stay "
+        "empty. Older readings stay where they are.",
     ]
 
 
@@ -230,7 +236,7 @@ COMMAND = Command(
         ),
         "suggest": Command(
             "print a file of tables for the readings of the last hour, and what it would save",
-            ("ingest tables suggest", "ingest tables suggest > tables.toml"),
+            ("ingest tables suggest", "ingest tables suggest > suggested.toml"),
             _suggest,
             flags=(JSON,),
         ),

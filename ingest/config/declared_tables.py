@@ -200,7 +200,11 @@ def _claim(table: ColumnTable, owners: dict[str, str]) -> None:
     for column in table.columns:
         metric = table.stem(column)
         if metric in owners:
-            raise _Fault(key, f"the metric {metric!r} has a column of {owners[metric]} already")
+            raise _Fault(
+                key,
+                f"the metric {metric!r} has a column of {owners[metric]} already; "
+                "leave it out here",
+            )
         owners[metric] = table.name
 
 

@@ -60,7 +60,9 @@ def listed_entries(named: str, what: str) -> tuple[Path, list[dict[str, Any]]]:
     written = read_toml(path, f"{what}s")
     other = next((name for name in written if name != what), None)
     if other is not None:
-        raise ConfigError(f"{path}: {other!r} is no part of a {what}; write [[{what}]] above it")
+        raise ConfigError(
+            f"{path}: {other!r} is no part of a {what}: begin each {what} with [[{what}]]"
+        )
     entries = written.get(what, [])
     if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
         raise ConfigError(f"{path}: write [[{what}]] with two brackets before each {what}")

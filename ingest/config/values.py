@@ -93,7 +93,7 @@ def checked(declared: Field[Any], value: Any, origin: str) -> Any:
             return _as_text(value, declared.metadata["one_of"])
         return _as_number(value, kind, declared)
     except ValueError as error:
-        shown = "***" if declared.metadata["secret"] else _quoted(value)
+        shown = "***" if declared.metadata["secret"] and value is not None else _quoted(value)
         raise ConfigError(f"setting {declared.name} ({origin}): {shown} {error}") from None
 
 

@@ -4,8 +4,10 @@ A mapping has the fields of an item. Besides what JSON has, `ts` may be a dateti
 and a value any real number, such as one of numpy, or a Decimal: it becomes a float64, as its text
 would. json/fast.py encodes most slices as they are. Of others each item is made plain first, and
 json/careful.py decides about what is invalid. Its original in the dead letters is JSON, but for NaN
-and infinity, which no JSON has.
-Promises: a step is short (a millisecond), if an item has at most some hundred readings.
+and infinity, which no JSON has. An item that no text can say (nested without end, a tuple as a
+name) is `item_unreadable`, and has no original.
+Promises: a faulty item costs the others nothing, whatever it is. A step is short (a millisecond),
+if an item has at most some hundred readings.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 from ingest.formats.block_builder import (
     CAREFUL_ITEMS,
+    UNREADABLE,
     ItemReader,
     ItemReadings,
     require_possible,
@@ -28,6 +31,7 @@ from ingest.formats.json.careful import read_item
 from ingest.formats.json.fast import block_of, many
 from ingest.formats.json_slices import ITEM_BYTES_MAX
 from ingest.formats.post import Decoded, ItemError, Post, Steps
+from ingest.model.codes import ITEM_CODES
 
 SLICE_ITEMS = 250  # encoded in one step: some 0.3 ms
 
@@ -50,7 +54,7 @@ def _read_all(reader: ItemReader, items: Sequence[Any]) -> Generator[None, None,
         some = [*items[at : at + SLICE_ITEMS]]
         rows = many(some, None, reader.post)
         if rows is None:
-            some = [*map(_plain, some)]
+            some = [*map(_plain_item, some)]
             rows = many(some, None, reader.post)
         if rows is not None:
             reader.keep(rows, len(some))
@@ -58,16 +62,25 @@ def _read_all(reader: ItemReader, items: Sequence[Any]) -> Generator[None, None,
         for start in range(0, len(some), CAREFUL_ITEMS):
             yield
             few = some[start : start + CAREFUL_ITEMS]
-            texts = [json.dumps(each, default=str).encode() for each in few]
-            reader.read_few(few, texts, _read_item)
+            reader.read_few(few, [b""] * len(few), _read_item)
 
 
 def _read_item(
-    value: Any, original: bytes, item: int, post: Post, told: bool
+    value: Any, _original: bytes, item: int, post: Post, told: bool
 ) -> tuple[ItemReadings | None, ItemError | None]:
     names = [*value] if type(value) is dict else ()
-    original = original[:ITEM_BYTES_MAX]
-    return read_item(value, original, item, post, told, as_posted=names)
+    try:
+        original = json.dumps(value, default=str).encode()[:ITEM_BYTES_MAX]
+        return read_item(value, original, item, post, told, as_posted=names)
+    except (TypeError, ValueError, ArithmeticError, RecursionError):
+        return None, ItemError(item, None, UNREADABLE, ITEM_CODES[UNREADABLE], b"")
+
+
+def _plain_item(value: Any) -> Any:
+    try:
+        return _plain(value)
+    except Exception:  # it stays as it is; json/careful.py refuses it
+        return value
 
 
 def _plain(value: Any) -> Any:

@@ -54,6 +54,7 @@ INFLATED = (
     "the server has decompressed the body itself, so nobody can tell whether it is whole; start "
     "the server with auto_decompress=False, or send bodies that are not compressed"
 )
+TAKEN = "a middleware has taken a part of the body: it must read it with `request.read()`"
 
 _ENCODINGS = {"gzip": GZIP, "x-gzip": GZIP, "zstd": ZSTD, "identity": None}
 # A window of 8 MiB is what RFC 9659 allows in HTTP. It bounds the memory of a decoder.
@@ -189,6 +190,8 @@ class Bodies:
                 await self._wait_for_memory(request, body, len(part))
             parts.append(part)
         self._incomplete.pop(body, None)
+        if body.size_bytes != content.total_bytes:
+            raise Refused("internal", TAKEN)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _next_part(self, content: StreamReader, body: _Body) -> bytes:

@@ -41,8 +41,6 @@ _HEAD = struct.Struct(">hiqi")
 _SIZE = struct.Struct(">i")
 _SIZES = [_SIZE.pack(size) for size in range(NAME_BYTES_MAX + 1)]
 _VALUE = struct.Struct(">id")
-_TIME = struct.Struct(">q")
-_TIME_AT = 6  # in a row
 _ROW_HEAD = b"\x00\x04\x00\x00\x00\x08"  # four columns, the first of them 8 bytes long
 _VALUE_HEAD = b"\x00\x00\x00\x08"  # the size of a value
 RUN_ROWS_MAX = 64  # packed in one call
@@ -321,12 +319,6 @@ def row_offsets(tuples: bytes) -> list[int]:
         end += 16 + size_of(tuples, end)[0]  # metric and value
         offsets.append(end)
     return offsets
-
-
-def row_times_us(tuples: bytes, offsets: Sequence[int]) -> list[int]:
-    """Return the time of each row in Unix microseconds; `offsets` are those of `row_offsets`."""
-    time_of = _TIME.unpack_from
-    return [time_of(tuples, at + _TIME_AT)[0] + PG_EPOCH_US for at in offsets[:-1]]
 
 
 def rows_fault(tuples: bytes, rows: int) -> str:

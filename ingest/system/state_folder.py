@@ -119,8 +119,8 @@ class StateFolder:
         if lock is None:
             owner = self._lock_path.read_text(errors="replace")[:20].strip()
             raise StartError(
-                f"a service (pid {owner or 'unknown'}) already uses the state folder {self.path}: "
-                "stop it, or choose another folder with --state-dir"
+                f"a program (pid {owner or 'unknown'}) already uses the state folder {self.path}: "
+                "stop it, or choose another folder: the setting state_dir (--state-dir)"
             )
         if others := self.other_writers():
             get_logger("start").warning("state_folder_shared", path=str(self.path), why=others)

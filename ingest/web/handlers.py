@@ -19,16 +19,15 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from ingest.access.tokens import OPEN, TOKEN
-from ingest.app.pipeline.pipeline import Pipeline
+from ingest.app.pipeline.pipeline import Pipeline, Waiting
 from ingest.formats.mapped.source import IN
+from ingest.http.bodies import TAKEN
 from ingest.http.clients import Client, Proxies, network_of
 from ingest.http.request_and_answer import (
     KNOWN_BYTES_MAX,
     KNOWN_MAX,
-    NO_PLACE,
     Answer,
     Head,
-    HeldPlace,
     Request,
 )
 from ingest.receiver.pages.json import READINGS
@@ -43,22 +42,16 @@ POSTS = (
 _NOBODY_READS_IT = Answer(400, b"", close=True)  # the client is gone
 
 
-class _Exchange:
-    """One request of an app. To the pages it is what a Connection is: the sender of a request.
-
-    `transport` None: the client is gone.
-    """
-
-    __slots__ = ("answered", "is_open", "place", "proxies", "transport")
+class _Exchange(Waiting):
+    """One request of an app. `transport` None: the client is gone."""
 
     def __init__(
         self, transport: asyncio.Transport | None, *, is_open: bool, proxies: Proxies | None
     ) -> None:
+        super().__init__()
         self.transport = transport
         self.is_open = is_open
         self.proxies = proxies
-        self.place: HeldPlace = NO_PLACE
-        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     @property
     def valve(self) -> _Exchange:
@@ -70,11 +63,6 @@ class _Exchange:
 
     def open(self, _why: int) -> None:
         """Do nothing."""
-
-    def reply(self, answer: Answer) -> None:
-        """Let the handler go on, unless its client is gone and it was cancelled."""
-        if not self.answered.done():
-            self.answered.set_result(answer)
 
 
 class Front:
@@ -101,14 +89,12 @@ class Front:
                 request.body, request.content = await asked.read(), None
             elif head.is_plain and content.is_eof():
                 request.body, request.content = content.read_nowait(), None
+            if request.body is not None and len(request.body) != content.total_bytes:
+                raise RuntimeError(TAKEN)
             if head.is_plain and request.body is not None:
                 await endpoint.posts.plain_bodies.loop_share.wait(len(request.body))
                 request.in_round = True
-            reply = endpoint.port.answer(request)
-            if reply is None:
-                answer = await exchange.answered
-            else:
-                answer = reply if isinstance(reply, Answer) else await reply
+            answer = await exchange.answer(endpoint.port.answer(request))
         except ConnectionError:
             answer = _NOBODY_READS_IT
         finally:
@@ -183,10 +169,12 @@ def routes(
     InfluxDB ask for (/ping, /health, /query, /settings).
     The server must not decompress bodies: `auto_decompress=False` for AppRunner or run_app. One
     that does gets 500 for compressed bodies, and the answer says why.
-    Raises ValueError if `access` is neither.
+    Raises ValueError if `access` is neither, or a page does not begin with a slash.
     """
     if access not in (OPEN, TOKEN):
         raise ValueError(f'access is "open" or "token", not {access!r}')
+    if isinstance(only, str) or not all(page.startswith("/") for page in only):
+        raise ValueError(f'`only` has pages such as ("/v1/readings",), not {only!r}')
     handle = Front(pipeline, is_open=access == OPEN).handle
     return [
         web.route("*", prefix.rstrip("/") + page, partial(handle, page), expect_handler=_expect)

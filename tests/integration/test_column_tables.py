@@ -156,6 +156,19 @@ async def test_declaration_that_would_store_readings_twice_is_refused(
     await at_start(shared_url, declared("temperature"))
 
 
+async def test_columns_and_tables_with_one_fault_are_told_once(
+    operator: asyncpg.Connection, shared_url: str
+) -> None:
+    """With the names of all of them."""
+    await apply_tables(operator, TABLES)
+    with pytest.raises(WriteFailed) as failed:
+        await at_start(shared_url, Tables())
+    assert failed.value.message.startswith('table "climate", "cpu" is not declared any more')
+    with pytest.raises(WriteFailed) as failed:
+        await at_start(shared_url, Tables([CPU._replace(since_us=(DAY_US, DAY_US))]))
+    assert 'column "idle", value of public."cpu" takes readings' in failed.value.message
+
+
 async def test_column_does_not_begin_before_readings_that_are_stored(
     operator: asyncpg.Connection, shared_url: str
 ) -> None:

@@ -9,8 +9,12 @@ import asyncpg
 import pytest
 
 from ingest.config.declared_tables import declared_tables
+from ingest.model.reading import DRAINED, Letter, Reading
 from ingest.model.tables import Tables
+from ingest.system.clock import unix_us
+from ingest.system.state_folder import StateFolder
 from tests.support.commands import Here
+from tests.support.replay_rig import InFolder
 
 # 100 devices send four values at 10 times in the last hour, and one has a future time.
 FLEET = """
@@ -46,6 +50,7 @@ async def test_suggest_prints_a_file_for_what_came_in_the_last_hour(
         await readings_connection.execute(statement)
     again = await here(*words, "--tables-file", file)
     assert (again.code, "no table would help" in again.stdout) == (1, True)
+    assert "(those of declared tables left out)" in again.stdout
 
 
 async def test_suggest_reads_a_table_with_other_names(
@@ -107,6 +112,27 @@ async def test_doctor_compares_the_declared_tables(
     file.write_text(OTHER)
     found = await checked(here, *words, "--state-dir", tmp_path / "state")
     assert change.startswith("drop") or found["tables"][0] == "FAIL"
+
+
+async def test_replay_without_the_file_stores_nothing(
+    here: Here, database_url: str, tmp_path: Path
+) -> None:
+    """It would store readings where the service does not look for them."""
+    file, state = tmp_path / "tables.toml", tmp_path / "state"
+    file.write_text(ENTRY)
+    words = ("--database-url", database_url, "--state-dir", state, "--database-unsafe", "true")
+    assert (await here("schema", "apply", *words, "--tables-file", file)).code == 0
+    reading = Reading(unix_us(), "d1", "temperature", 1.0)
+    letter = Letter(DRAINED, "", "stopped", unix_us(), reading=reading)
+    await InFolder(StateFolder.open(state).dead_letters, database_url).write([letter])
+    refused = await here("dlq", "replay", *words)
+    assert (refused.code, "is not declared any more" in refused.stderr) == (2, True)
+    done = await here("dlq", "replay", *words, "--tables-file", file)
+    assert (done.code, done.stderr) == (0, "")
+    connection = await asyncpg.connect(database_url)
+    found = await connection.fetch("select temperature from climate")
+    await connection.close()
+    assert [row["temperature"] for row in found] == [1.0]
 
 
 async def checked(here: Here, *words: object) -> dict[str, tuple[str, str]]:

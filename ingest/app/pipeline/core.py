@@ -215,9 +215,14 @@ class Core:
         self.writing.abort()
 
     async def close(self) -> None:
-        """End all tasks, and close everything. Both events are set."""
+        """End all tasks, and close everything."""
+        self.tasks.stopping.set()
+        self.tasks.halted.set()
         self._abort()
-        await self.tasks.wait_tasks()
-        await self.endpoint.close()
-        await self.dead_letters.close()
-        await self.buffer.close()
+        try:
+            await self.tasks.wait_tasks()
+            await self.endpoint.close()
+            await self.dead_letters.close()
+        finally:  # if this is cancelled, as at the end of asyncio.run, so are the tasks
+            await self.tasks.wait_tasks()
+            await self.buffer.close()

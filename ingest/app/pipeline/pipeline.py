@@ -27,7 +27,7 @@ from ingest.access.tokens import ANYBODY
 from ingest.admin.dashboard.letters import Letters
 from ingest.app.annexes import check_settings
 from ingest.app.database import make_replay_sink
-from ingest.app.metrics_and_causes import advice, library_metrics, own_metrics
+from ingest.app.metrics_and_causes import advice, library_metrics
 from ingest.app.pipeline.core import Core, Drained
 from ingest.app.process import Tasks, refuse_left_stream
 from ingest.config.loading import load
@@ -36,7 +36,7 @@ from ingest.dead_letters.store import Selection  # noqa: F401  a name of the lib
 from ingest.formats import objects
 from ingest.formats.media_types import Format, format_of
 from ingest.http.clients import Client
-from ingest.http.request_and_answer import NO_PLACE, Answer, Request
+from ingest.http.request_and_answer import NO_PLACE, Answer, HeldPlace, Reply, Request
 from ingest.model.errors import (
     Broken,
     BufferFull,
@@ -75,7 +75,7 @@ OF_PROCESS = frozenset(
 class Kept(NamedTuple):
     """What became of a put: so many readings are accepted, so many items are dead letters.
 
-    `errors` has the first of these, each with `index`, `code`, `message`.
+    `errors` has the first of these, each with `index`, `code`, `message`, and mostly `field`.
     """
 
     accepted: int
@@ -84,18 +84,24 @@ class Kept(NamedTuple):
     errors: list[dict[str, Any]]
 
 
-class _Waiting:
-    """A put that waits for the disk. To the page it is the connection of a request."""
+class Waiting:
+    """Who waits for the answer of a page. To the page it is the connection of a request."""
 
-    place = NO_PLACE
+    place: HeldPlace = NO_PLACE
 
     def __init__(self) -> None:
-        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def reply(self, answer: Answer) -> None:
-        """Let the put go on, unless it was cancelled."""
-        if not self.answered.done():
-            self.answered.set_result(answer)
+        """Let the wait end, unless it was cancelled."""
+        if not self._answered.done():
+            self._answered.set_result(answer)
+
+    async def answer(self, reply: Reply) -> Answer:
+        """Return the answer, whichever way the page gives it."""
+        if reply is None:
+            return await self._answered
+        return reply if isinstance(reply, Answer) else await reply
 
 
 def _error_of(refused: Refused) -> IngestError:
@@ -107,9 +113,9 @@ def _error_of(refused: Refused) -> IngestError:
 class Pipeline:
     """Readings of this program into PostgreSQL, in batches, losing none.
 
-    Enter it once, in the event loop that uses it, and after any fork. `settings` are those of
-    `ingest serve` by name, as text or typed. Raises ConfigError. `collector` is for the program's
-    own registry of Prometheus. `dead_letters`: see Letters.
+    Enter it in the event loop that uses it, and after any fork: once, or again if that failed. Then
+    it has `collector`, for the program's own registry of Prometheus, and `dead_letters`: see
+    Letters. `settings` are those of `ingest serve` by name, as text or typed. Raises ConfigError.
     """
 
     core: Core
@@ -118,6 +124,8 @@ class Pipeline:
     def __init__(self, database_url: str, *, state_dir: str | Path, **settings: Any) -> None:
         if of_process := OF_PROCESS & settings.keys():
             raise ConfigError(f"setting {min(of_process)}: a pipeline has no ports and no logs")
+        if not str(state_dir):
+            raise ConfigError("setting state_dir: it is empty; a pipeline needs a folder")
         named = {"database_url": database_url, "state_dir": state_dir, **settings}
         flags = {
             name: str(each) if isinstance(each, Path) else each for name, each in named.items()
@@ -126,7 +134,7 @@ class Pipeline:
         if not self._settings.database_url:
             raise ConfigError("setting database_url: a pipeline needs the URL of a database")
         self._memory: MemoryTable | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: asyncio.Task[Drained] | None = None  # from the start on
 
     @classmethod
     def in_memory(cls, **settings: Any) -> Self:
@@ -149,9 +157,8 @@ class Pipeline:
 
         If the database is away, readings are taken into the journal.
         """
-        if self._loop is not None:
-            raise RuntimeError("a pipeline is entered once")
-        self._loop = asyncio.get_running_loop()
+        if self._end is not None:
+            raise RuntimeError("a pipeline is entered once: this one was; make another one")
         logs.is_of_program = True
         check_settings(self._settings)
         async with AsyncExitStack() as until_end:
@@ -163,21 +170,19 @@ class Pipeline:
             until_end.enter_context(folder.lock())
             refuse_left_stream(folder, "ingest.Pipeline")
             self._make_parts(settings, folder)
-            until_end.push_async_callback(self._close)
+            until_end.push_async_callback(self.core.close)
             await self._open()
-            self._until_end = until_end.pop_all()
-        self._end = asyncio.create_task(self._drained())
+            self._end = asyncio.create_task(self._drained(until_end.pop_all()))
         return self
 
     def _make_parts(self, settings: Settings, folder: StateFolder) -> None:
-        self._tasks = Tasks("pipeline")
-        words = {**advice(settings, "the program"), "restart": "restart the program"}
-        core = self.core = Core(settings, folder, self._tasks, words, lambda _line: None)
+        fix_url = "Correct the URL of the database in the program, and start the program again."
+        words = {**advice(settings, "the program"), "fix_url": fix_url}
+        core = self.core = Core(settings, folder, Tasks("pipeline"), words, lambda _line: None)
         posts = core.endpoint.posts
         self._page = Readings(posts, PUT)
         account = Account("", Rates(), core.ledger.sent_by(PUT))
         self._sender = KnownSender(ANYBODY, account, connections_max=0)
-        self._metrics = own_metrics(core.ledger)
         self.collector = library_metrics(core.ledger)
         name, known = "iot-ingest replay", core.writing.known
         self.dead_letters = Letters(
@@ -201,19 +206,16 @@ class Pipeline:
 
     async def close(self) -> Drained:
         """Write what is left, or leave it in the journal; at most `drain_s_max`. Repeatable."""
-        self._tasks.stopping.set()
+        if self._end is None:
+            raise RuntimeError("the pipeline was not entered")
+        self.core.tasks.stopping.set()
         return await asyncio.shield(self._end)
 
-    async def _drained(self) -> Drained:
+    async def _drained(self, until_end: AsyncExitStack) -> Drained:
         """Wait for `close`, or until a task has died; drain, and close everything."""
-        async with self._until_end:
-            await self._tasks.stopping.wait()
+        async with until_end:
+            await self.core.tasks.stopping.wait()
             return await self.core.drain()
-
-    async def _close(self) -> None:
-        self._tasks.stopping.set()
-        self._tasks.halted.set()
-        await self.core.close()
 
     # Readings
 
@@ -226,17 +228,21 @@ class Pipeline:
         Broken, Refused: then nothing of them is kept. If it is cancelled, they may be kept. A call
         may have `post_rows_max` readings.
         """
-        items = [readings] if isinstance(readings, Mapping) else [*readings]
+        items = [readings] if isinstance(readings, Mapping) else list(readings)
         return await self._put((items,), ack, OBJECTS, len(items) * ITEM_BYTES)
 
     async def put_body(
-        self, body: bytes, content_type: str = "application/json", *, ack: Ack = "durable"
+        self,
+        body: bytes | bytearray | memoryview,
+        content_type: str = "application/json",
+        *,
+        ack: Ack = "durable",
     ) -> Kept:
         """Keep the readings of a body as devices post it: JSON, NDJSON, MessagePack, SenML.
 
-        Raises what `put` raises.
+        It must not be compressed. Raises what `put` raises.
         """
-        return await self._put(body, ack, format_of(content_type), len(body))
+        return await self._put(bytes(body), ack, format_of(content_type), len(body))
 
     def _head(self, ack: str, form: Format) -> Any:
         letter = Letter(INVALID, "", "", 0, format=form.name)
@@ -245,18 +251,16 @@ class Pipeline:
 
     async def _put(self, body: Any, ack: str, form: Format, size_bytes: int) -> Kept:
         posts, received_s = self.endpoint.posts, monotonic_s()
-        if self._tasks.broken:
+        core, waiting = self.core, Waiting()
+        if core.tasks.broken:
             raise Broken("a part of the pipeline has died: the log says which")
-        core, waiting = self.core, _Waiting()
         try:
             request = Request(self._head(posts.ack_of(ack), form), NOBODY, waiting, body)
             await posts.plain_bodies.loop_share.wait(size_bytes)
             request.in_round = True
             reply = self._page.take(request, "", received_s)
-            if reply is None:
-                answer = await waiting.answered
-            else:
-                answer = reply if isinstance(reply, Answer) else await reply
+            answer = await waiting.answer(reply)
+            if reply is not None:
                 core.ledger.requests_answered(PUT, answer.status, [monotonic_s() - received_s])
         except Refused as refused:
             core.refused_posts.refused(None, refused)
@@ -269,8 +273,11 @@ class Pipeline:
     @property
     def endpoint(self) -> Endpoint:
         """The receiver. Raises RuntimeError in another loop, and before the pipeline is entered."""
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("enter the pipeline first, and use it in that event loop")
+        if self._end is None or self._end.get_loop() is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "enter the pipeline first (`async with`, or `ingest.web.context` in an app), "
+                "and use it in that event loop"
+            )
         return self.core.endpoint
 
     # What it says of itself
@@ -279,10 +286,6 @@ class Pipeline:
         """Return the document of /readyz: `state`, `refusing`, `cause`, `reason`, `next`, .."""
         document: dict[str, Any] = orjson.loads(self.core.health.readyz()[1])
         return document
-
-    def metrics(self) -> bytes:
-        """Return the text of /metrics, with the figures of the process."""
-        return self._metrics.text()
 
     def release_hold(self, *, dead_letter: bool = False) -> bool:
         """Try to write now; return False if nothing is on hold.

@@ -52,7 +52,7 @@ _TEXTS = {
     NOT_ALLOWED: "is not a device that the token of this post may speak for",
     "both_shapes": "is not allowed together with `values`",
     "values_empty": "has no entry",
-    "value_out_of_range": "does not fit into a float64 (about 1.8e308 at most)",
+    "value_out_of_range": "is NaN, or does not fit into a float64 (about 1.8e308 at most)",
 }
 _RULES = {
     None: "an item is a JSON object",

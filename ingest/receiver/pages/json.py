@@ -174,7 +174,10 @@ class Readings(Form):
             if all(error.code == NOT_ALLOWED for error in errors):
                 code, why = "outside_scope", "the token may not speak for any device of the post"
             else:
-                code, why = "all_invalid", "all readings of the post are invalid"
+                code, why = (
+                    "all_invalid",
+                    f"no reading is valid; first: {errors[0].field or 'item'} {errors[0].message}",
+                )
         elif plan.strict:
             code = "invalid_items"
             why = f"the post has {counted(len(errors), 'invalid reading')} and strict=true"

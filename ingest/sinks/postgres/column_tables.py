@@ -10,7 +10,8 @@ declares no table has no view. Errors of the driver pass through.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 
 from asyncpg import Connection, Record
 
@@ -101,13 +102,13 @@ async def fault(
     if new:
         faults += await _stored_before(connection, readings, new)
     view = view_name(readings).name
-    for (name,) in await connection.fetch(_READ_BY, view, _mark_of(readings)):
-        if name not in declared and name != readings.table:
-            faults.append(
-                f"table {quoted(name)} is not declared any more (tables_file): its readings would "
-                "be stored a second time if they were posted again; declare it again, or drop the "
-                f"view {view} if you mean it"
-            )
+    read = {name for (name,) in await connection.fetch(_READ_BY, view, _mark_of(readings))}
+    if gone := sorted(read - declared - {readings.table}):
+        faults.append(
+            f"table {', '.join(map(quoted, gone))} is not declared any more (tables_file): its "
+            "readings would be stored a second time if they were posted again; start with "
+            f"--tables-file FILE that declares it, or drop the view {view} if you mean it"
+        )
     return "; ".join(faults)
 
 
@@ -137,27 +138,32 @@ async def _stored_before(
 
 def _comment_faults(
     target: ColumnTarget, table: ColumnTable, comments: dict[str, str]
-) -> Iterator[str]:
+) -> list[str]:
+    """Return each fault once, with all columns that have it."""
     wanted = dict(zip(table.columns, map(comment_of, table.since_us), strict=True))
+    columns = defaultdict[str, list[str]](list)
     for column, comment in comments.items():
-        shown = f"column {quoted(column)} of {target.name}"
         found = comment.removeprefix(SINCE)
         if column not in wanted:
-            yield (
-                f"{shown} is not declared any more (tables_file): its readings would be stored a "
-                f"second time if they were posted again; declare it again, since = {found}"
+            why = (
+                "is not declared any more (tables_file): its readings would be stored a second "
+                f"time if they were posted again; declare it again, since = {found}"
             )
         elif found == comment:
-            yield (
-                f"{shown} was not made by us. If nothing but iot-ingest has filled it: comment on "
+            why = (
+                "was not made by us. If nothing but iot-ingest has filled it: comment on "
                 f"column {target.name}.{quoted(column)} is {literal(wanted[column])}"
             )
         elif comment != wanted[column]:
-            yield (
-                f"{shown} takes readings since {found}, and is declared since "
+            why = (
+                f"takes readings since {found}, and is declared since "
                 f"{wanted[column].removeprefix(SINCE)} (tables_file): readings between the two "
-                "would be stored twice; declare the first again"
+                f"would be stored twice; write since = {found} again"
             )
+        else:
+            continue
+        columns[why].append(quoted(column))
+    return [f"column {', '.join(names)} of {target.name} {why}" for why, names in columns.items()]
 
 
 async def apply(

@@ -308,8 +308,9 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
     """Check the table in full. Without a schema it is found by the search_path."""
     found = await connection.fetchrow(_TABLE, target.name, target.key)
     if found is None:
+        file = " with its tables_file" if isinstance(target, ColumnTarget) else ""
         missing = f"there is no table {target.name} that this role can see"
-        return Look(target, 0, "", f"{missing}: run `ingest schema apply`")
+        return Look(target, 0, "", f"{missing}: run `ingest schema apply`{file}")
     columns = await connection.fetch(_COLUMNS, found["oid"])
     state = "{" + ",".join(map(str, found["state"])) + "}"
     at = target._replace(schema=found["schema"])

@@ -5,6 +5,7 @@ tests/system/test_without_annexes.py starts the main house alone.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,14 @@ def test_dead_letters_of_a_broker_need_the_roles(
     assert main(words) == 2
     assert "install iot-ingest[roles]; or choose the files" in capsys.readouterr().err
     assert main([*words, "--store", "files"]) == 0
+
+
+def test_code_for_late_readings_is_loaded_with_the_sink() -> None:
+    """At its first write there may be no file descriptor for it, and a load takes too long."""
+    program = (
+        "import sys; from ingest.app.database import late_of_tables; "
+        "from ingest.config.settings import Settings; "
+        "late_of_tables(Settings(), lambda: ''); "
+        "sys.exit('ingest.years.late_partitions' not in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -61,7 +61,8 @@ def test_each_post_fits_into_the_buffer(tmp_path: Path, buffer: str) -> None:
 
 
 FAULTS = [
-    ("name = 1\n", "'name' is no part of a table; write [[table]] above it"),
+    ("[[tables]]\n", "'tables' is no part of a table: begin each table with [[table]]"),
+    ("name = 1\n", "'name' is no part of a table: begin each table with [[table]]"),
     ("[table]\n", "write [[table]] with two brackets before each table"),
     ("[[table]]\n" * (ENTRIES_MAX + 1), "has more than 200 tables"),
     ("[[table]]\n", "table 1, key metrics: write a list of names"),

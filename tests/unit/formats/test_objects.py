@@ -55,6 +55,8 @@ def test_objects_are_read_as_the_same_items_of_json(some: list[Any]) -> None:
 
 MOMENT = datetime(2025, 11, 24, 16, 0, 0, 7, tzinfo=UTC)
 EAST = timezone(timedelta(hours=2))
+CIRCLE: dict[str, Any] = {}
+CIRCLE |= {"a": CIRCLE, "b": CIRCLE}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,11 @@ EAST = timezone(timedelta(hours=2))
         ({"ts": MOMENT.date()}, "wrong_type"),
         ({"value": Decimal("21.5")}, (0, 21.5)),
         ({"value": Decimal("NaN")}, "value_out_of_range"),
+        ({"value": Decimal("sNaN")}, "wrong_type"),
+        ({"value": Fraction(10**400)}, "wrong_type"),
+        ({"value": 10**5_000}, "item_unreadable"),
+        ({"value": [{(1, 2): 3}]}, "item_unreadable"),
+        ({"value": CIRCLE}, "item_unreadable"),
         ({"value": Fraction(1, 2)}, (0, 0.5)),
         ({"value": math.nan}, "value_out_of_range"),
         ({"value": -math.inf}, "value_out_of_range"),
@@ -82,11 +89,15 @@ EAST = timezone(timedelta(hours=2))
 )
 def test_kinds_that_json_has_not(fields: dict[Any, Any], result: Any) -> None:
     """Numbers become float64, a datetime with an offset a time; all else is a named fault."""
-    item = {"device_id": "d", "metric": "m", "ts": NOW_US, "value": 1.0, **fields}
+    good = {"device_id": "d", "metric": "m", "ts": NOW_US, "value": 1.0}
+    item = {**good, **fields}
     found = finished(objects.begin([item], POST))
     if isinstance(result, str):
         assert found.errors[0].code == result
         assert found.block is None
+        block = finished(objects.begin([good, item, good], POST)).block
+        assert block is not None
+        assert block.rows == 2  # it costs the others nothing
         return
     assert found.block is not None
     assert [*decode_rows(found.block.tuples)] == [Reading(NOW_US + result[0], "d", "m", result[1])]

@@ -262,6 +262,26 @@ async def test_middlewares_see_request_and_answer() -> None:
         assert len(app.inlet.blocks) == 2
 
 
+@web.middleware
+async def taking(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Take what has come of the body, and keep it to itself."""
+    await request.content.readany()
+    answer: web.StreamResponse = await handler(request)
+    return answer
+
+
+async def test_what_a_middleware_has_taken_is_missed() -> None:
+    """Else the rest of the lines would be acknowledged as if it was all."""
+    async with mounted(middlewares=[taking]) as app:
+        said = _lines(LINES + b"\n" + LINES)
+        assert (await app.send(said)).status == 500
+        client = await app.connect(said[: 1 - len(LINES)])
+        await asyncio.sleep(0.05)
+        await client.send(said[1 - len(LINES) :])
+        assert b"a middleware has taken a part" in (await client.reply()).body
+        assert app.inlet.blocks == []
+
+
 @pytest.mark.parametrize("prefix", ["/sensors", "/sensors/"])
 async def test_pages_are_below_a_prefix(prefix: str) -> None:
     """Also if a client encodes it; all other paths are the app's."""
@@ -299,6 +319,9 @@ async def test_access_is_that_of_each_app() -> None:
         assert (await app.post(GOOD, "", TOKEN)).status == 202
         assert app.ledger.senders.keys() == {"127.0.0.1", "token garden"}
         for wrong in ("", "auto", None):
+            for only in ("/v1/readings", ("v1/readings",)):
+                with pytest.raises(ValueError, match="`only` has pages"):
+                    routes(app.pipeline, access="open", only=only)
             with pytest.raises(ValueError, match="access"):
                 routes(app.pipeline, access=wrong)  # type: ignore[arg-type]
 

@@ -48,6 +48,14 @@ async def pipeline() -> AsyncIterator[Pipeline]:
         yield made
 
 
+def metrics(pipeline: Pipeline) -> str:
+    """Return the text of its metrics in a registry of the program."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(pipeline.collector)
+    return generate_latest(registry).decode()
+
+
 class SlowTable(MemoryTable):
     """Stores nothing until `free` is set."""
 
@@ -100,7 +108,7 @@ async def test_put_is_kept_and_then_stored(ack: Any) -> None:
             assert len(pipeline.stored) == 6
         assert await pipeline.close() == Drained(committed=6, dead_lettered=0, held=0, lost=0)
     assert {each.device_id for each in pipeline.stored} == {"d", "single", "made"}
-    assert b'ingest_http_requests_total{code="' in pipeline.metrics()
+    assert 'ingest_http_requests_total{code="' in metrics(pipeline)
 
 
 @pytest.mark.parametrize("content_type", BODIES)
@@ -111,7 +119,7 @@ async def test_body_is_kept_as_if_it_was_posted(pipeline: Pipeline, content_type
     (stored,) = pipeline.stored
     assert stored == (NOW * 1_000_000, "d", "m", 1.0)
     if content_type == "application/x-ndjson":
-        large = await pipeline.put_body(body * 1_000, content_type)
+        large = await pipeline.put_body(bytearray(body * 1_000), content_type)
         assert large == Kept(1_000, 0, "durable", [])
 
 
@@ -130,27 +138,33 @@ async def test_invalid_readings_are_named_and_kept_as_dead_letters(pipeline: Pip
 
 
 @pytest.mark.parametrize(
-    ("put", "code"),
+    ("put", "code", "says"),
     [
-        (lambda it: it.put([]), "empty"),
-        (lambda it: it.put([{"value": 1}]), "all_invalid"),
-        (lambda it: it.put(readings(101)), "too_many_readings"),
-        (lambda it: it.put(readings(1), ack="fast"), "ack_unavailable"),
-        (lambda it: it.put_body(b"[", "application/json"), "not_json"),
-        (lambda it: it.put_body(b"[]", "text/csv"), "unsupported_media_type"),
-        (lambda it: it.put_body(b" " * 2_000_000), "body_too_large"),
+        (lambda it: it.put([]), "empty", "no items"),
+        (lambda it: it.put([{"value": 1}]), "all_invalid", "first: device_id is missing"),
+        (lambda it: it.put([7]), "all_invalid", "first: item is a number"),
+        (
+            lambda it: it.put({**readings(1)[0], "value": float("nan")}),
+            "all_invalid",
+            "first: value is NaN",
+        ),
+        (lambda it: it.put(readings(101)), "too_many_readings", "100"),
+        (lambda it: it.put(readings(1), ack="fast"), "ack_unavailable", "ack=fast"),
+        (lambda it: it.put_body(b"[", "application/json"), "not_json", "not valid JSON"),
+        (lambda it: it.put_body(b"[]", "text/csv"), "unsupported_media_type", "text/csv"),
+        (lambda it: it.put_body(b" " * 2_000_000), "body_too_large", "at most"),
     ],
 )
 async def test_put_that_cannot_be_kept_is_refused_and_counted_once(
-    put: Callable[[Pipeline], Coroutine[Any, Any, Kept]], code: str
+    put: Callable[[Pipeline], Coroutine[Any, Any, Kept]], code: str, says: str
 ) -> None:
-    """Nothing of it is kept; the code says why."""
+    """Nothing of it is kept; the code and the text say why."""
     async with Pipeline.in_memory(**SMALL) as pipeline:
-        with pytest.raises(ingest.Refused) as refused:
+        with pytest.raises(ingest.Refused, match=says) as refused:
             await put(pipeline)
         assert refused.value.code == code
         counted = f'ingest_posts_refused_total{{code="{code}"}} 1.0'
-        assert (counted in pipeline.metrics().decode()) == (code != "unsupported_media_type")
+        assert (counted in metrics(pipeline)) == (code != "unsupported_media_type")
         assert sum(await pipeline.close()) == 0
 
 
@@ -317,6 +331,46 @@ async def test_folder_is_of_one_pipeline(tmp_path: Path) -> None:
         pass
 
 
+async def test_start_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """Until one succeeds nothing can be put, and there is nothing to close."""
+    pipeline = Pipeline(AWAY, state_dir=tmp_path, **UNSAFE)
+    async with Pipeline(AWAY, state_dir=tmp_path, **UNSAFE):
+        with pytest.raises(ingest.StartError):
+            await pipeline.__aenter__()
+    with pytest.raises(RuntimeError, match="enter the pipeline first"):
+        await pipeline.put(readings(1))
+    with pytest.raises(RuntimeError, match="was not entered"):
+        await pipeline.close()
+    async with pipeline:
+        assert (await pipeline.put(readings(1))).accepted == 1
+        assert pipeline.state()["next"].endswith("start the program again.")
+
+
+def test_run_that_ends_in_the_middle_of_the_end_frees_the_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`asyncio.run` cancels all tasks. The next run of the same program finds what was kept."""
+
+    async def left(rounds: int) -> None:
+        pipeline = await Pipeline(AWAY, state_dir=tmp_path, **UNSAFE).__aenter__()
+        await pipeline.put(readings(1, f"d{rounds}"))
+        closing = asyncio.create_task(pipeline.close())
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        assert not closing.cancelled()
+
+    for rounds in range(40):
+        asyncio.run(left(rounds))
+
+    async def found() -> None:
+        async with Pipeline(AWAY, state_dir=tmp_path, **UNSAFE) as pipeline:
+            while pipeline.core.ledger.recovered < 40:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(found(), 10))
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
 async def test_pipeline_belongs_to_one_event_loop(pipeline: Pipeline) -> None:
     """From another thread puts go through this loop."""
     loop = asyncio.get_running_loop()
@@ -354,7 +408,9 @@ def test_either_loop_does(factory: Any) -> None:
         ({"batch_rows": "many"}, "setting batch_rows .*'many' is not a whole number"),
         ({"post_rows_max": 10, "batch_rows_max": 5}, "must not exceed"),
         ({"listen": "127.0.0.1:0"}, "setting listen: a pipeline has no ports"),
+        ({"state_dir": ""}, "setting state_dir: it is empty"),
         ({"database_url": ""}, "needs the URL of a database"),
+        ({"database_url": None}, "None is not text"),
         ({"database_url": "mysql://"}, "does not begin with postgresql"),
     ],
 )
@@ -362,7 +418,7 @@ def test_wrong_setting_is_named(settings: dict[str, Any], why: str) -> None:
     """At once, and not at the start."""
     url = settings.pop("database_url", AWAY)
     with pytest.raises(ingest.ConfigError, match=why):
-        Pipeline(url, state_dir="x", **settings)
+        Pipeline(url, **{"state_dir": "x", **settings})
 
 
 def test_environment_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,14 +433,10 @@ def test_environment_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_metrics_fit_into_the_registry_of_the_program(pipeline: Pipeline) -> None:
     """No name is there twice."""
     await pipeline.put(readings(7))
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    registry.register(pipeline.collector)
-    text = generate_latest(registry).decode()
+    text = metrics(pipeline)
     assert "\ningest_readings_accepted_total 7.0\n" in text
     names = [line for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
-    assert b"process_cpu_seconds_total" in pipeline.metrics()
     assert not pipeline.release_hold()
 
 
