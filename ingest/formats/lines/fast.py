@@ -90,7 +90,7 @@ class TakenLines(Struct, frozen=True, gc=False):
             named, times_pg_us, counts = _of_fields(cells[0], self.fields, self.named, self.times)
             columns = zip(named, cells[0], strict=True)
             names = [
-                needle + (shape.taken.get(field) or shape[field])
+                needle + (shape.taken.get(field) or shape.after(field))
                 for (needle, shape), field in columns
             ]
         except DOUBTS:

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.formats import messagepack, senml
@@ -313,6 +313,10 @@ def test_each_reading_has_its_home_and_its_item(
 
 
 @pytest.mark.parametrize("name", TOGETHER)
+@example(  # a column begins within the post, and its metrics were never asked for
+    items=[Item(NOW_US + at, "a", "cpu", "", {"idle": 1.0, "user": 1.0}) for at in range(5)],
+    tables=Tables([ColumnTable("cpu", "cpu", ("user", "idle"), (NOW_US + 2,) * 2)]),
+)
 @given(items=ITEMS, tables=some_tables())
 def test_values_of_one_moment_are_one_row(name: str, items: list[Item], tables: Tables) -> None:
     """However many items or lines they came in, unless a metric stands there twice."""
