@@ -44,16 +44,17 @@ class SinkPostgres(CheckedConnection):
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
         batch = await by_table(tuples, rows)
-        try:
-            stored = await self._write(batch, idempotent=idempotent)
-        except WriteFailed as failed:
-            if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
-                raise
-            times_us = self._times_us(batch, failed.table)
-            if not await self.late.make_for(times_us):
-                failed.known_rows = all(self.late.of(each).knows for each in times_us)
-                raise
-            stored = await self._write(batch, idempotent=idempotent)
+        for is_last in (False, False, True):  # a declared table may lack some, and then `readings`
+            try:
+                stored = await self._write(batch, idempotent=idempotent)
+                break
+            except WriteFailed as failed:
+                if is_last or failed.verdict is not Verdict.NO_PARTITION or self.late is None:
+                    raise
+                times_us = self._times_us(batch, failed.table)
+                if not await self.late.make_for(times_us):
+                    failed.known_rows = all(self.late.of(each).knows for each in times_us)
+                    raise
         for each, new in zip(batch, stored, strict=True):
             self.tables[each.form].written(each.readings - new.in_table)
         committed = sum(map(sum, stored))
