@@ -14,7 +14,7 @@ from itertools import accumulate, chain, repeat
 from typing import NamedTuple, TypeVar
 
 from ingest.formats.block_builder import SERIES
-from ingest.model.block import PG_EPOCH_US, device_needle
+from ingest.model.block import PG_EPOCH_US, device_needle, encode_rows
 from ingest.model.moments import COLUMNS_MAX
 from ingest.model.placed_rows import PlacedRows, RowForm, encode_placed, row_form
 from ingest.model.tables import ColumnTable, Homes, Tables
@@ -144,12 +144,12 @@ def place_items(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
             return tuples, [owners[each] for each in order]
     homes = tables.era(oldest_us, newest_us)
     are_few = len(values) == len(metrics) <= FEW_MAX
-    if homes is not None and not are_few:
+    if homes and not are_few:
         is_joined = len({*zip(times_pg_us, device_ids, strict=True)}) == len(metrics)
         placed = _placed(items if is_joined else _joined(items), homes)
         if placed is not None:
             return placed
-    return _one_by_one(items, tables)
+    return _one_by_one(items, tables, homes)
 
 
 def each_of(column: Iterable[T], counts: Iterable[int]) -> Iterator[T]:
@@ -165,29 +165,31 @@ def place_moment(
     Raises KeyError for an invalid name, or if it would take too long.
     """
     homes = tables.era(ts_us, ts_us)
-    assert homes is not None, "one time is of one era"
     metrics, numbers, ts_pg_us = tuple(values), [*values.values()], ts_us - PG_EPOCH_US
-    item = Items([ts_pg_us], [device_id], [metrics], numbers, range(len(numbers)))
-    if len(metrics) > METRICS_MAX:
-        return _one_by_one(item, tables)
-    placing = PLACINGS.of(metrics, homes)
-    if len(placing.rows) == 1 and not placing.plain:
+    placing = PLACINGS.of(metrics, homes) if homes and len(metrics) <= METRICS_MAX else None
+    if placing and len(placing.rows) == 1 and not placing.plain:
         ((form, series, places),) = placing.rows
         names = SERIES.needles([device_id])[0] + series
         return form.section(ts_pg_us, names, [numbers[place] for place in places]), places
+    item = Items([ts_pg_us], [device_id], [metrics], numbers, range(len(numbers)))
+    if placing is None:
+        return _one_by_one(item, tables, homes)
     rows = PlacedRows()
     _add(rows, item, placing)
     return rows.encoded()
 
 
-def _one_by_one(items: Items, tables: Tables) -> tuple[bytes, Sequence[int]]:
-    """Do what `place_items` does; the home of each value is asked for."""
+def _one_by_one(items: Items, tables: Tables, homes: Homes | None) -> tuple[bytes, Sequence[int]]:
+    """Do what `place_items` does; the home of each value is asked for, if tables take any."""
     times_pg_us, device_ids, metrics, values, owners = items
-    if len(values) > PLACED_MAX:
-        raise KeyError(len(values))
     counts = [*map(len, metrics)]
     names = SERIES.all_names([*chain.from_iterable(metrics)], [*each_of(device_ids, counts)])
-    tuples, order = encode_placed([*each_of(times_pg_us, counts)], names, values, tables)
+    all_times = [*each_of(times_pg_us, counts)]
+    if homes is not None and not homes:
+        return encode_rows(all_times, names, values), owners
+    if len(values) > PLACED_MAX:
+        raise KeyError(len(values))
+    tuples, order = encode_placed(all_times, names, values, tables)
     return tuples, owners if order is None else [owners[each] for each in order]
 
 

@@ -108,6 +108,8 @@ def _rows_of(ts_us: int, device_id: str, values: dict[str, float], post: Post) -
     tables, count, names = post.rules.tables, len(values), None
     if not SERIES.are_taken(values.keys(), tables):
         names = SERIES.plain_names([*values], [device_id] * count, tables)
+    elif not tables.era(ts_us, ts_us):
+        names = SERIES.all_names([*values], [device_id] * count)
     if names is None:
         return place_moment(ts_us, device_id, values, tables)[0]
     return encode_rows([ts_us - PG_EPOCH_US] * count, names, [*values.values()])

@@ -89,7 +89,10 @@ class TakenLines(Struct, frozen=True, gc=False):
                 return None
             named, times_pg_us, counts = _of_fields(cells[0], self.fields, self.named, self.times)
             columns = zip(named, cells[0], strict=True)
-            names = [needle + shape.after(field) for (needle, shape), field in columns]
+            names = [
+                needle + (shape.taken.get(field) or shape[field])
+                for (needle, shape), field in columns
+            ]
         except DOUBTS:
             return None
         newest_us, lines = self.times.newest_us, len(self.keys)

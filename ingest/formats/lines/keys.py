@@ -235,7 +235,7 @@ class Keys:
 
     def shape(self, key: Key) -> Shape:
         """Return the shape of a key that was read."""
-        self.kept.shape_bytes += 2 * (len(key.head) + len(key.tail)) + 7 * _ENTRY_BYTES
+        self.kept.shape_bytes += 2 * (len(key.head) + len(key.tail)) + 8 * _ENTRY_BYTES
         return Shape(key, self.tables, self.kept)
 
     def _read(self, texts: list[bytes]) -> dict[bytes, Named]:
