@@ -312,7 +312,7 @@ def test_each_reading_has_its_home_and_its_item(
             )
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("name", sorted(TOGETHER))
 @given(items=ITEMS, tables=some_tables())
 def test_values_of_one_moment_are_one_row(name: str, items: list[Item], tables: Tables) -> None:
     """However many items or lines they came in, unless a metric stands there twice."""
@@ -341,7 +341,7 @@ def test_values_of_one_moment_are_one_row(name: str, items: list[Item], tables: 
     assert sum(run.rows for run in in_tables) == len(of_plain_tables)
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("name", sorted(TOGETHER))
 def test_no_slice_ends_within_a_moment(name: str) -> None:
     """A large post is read in slices. Two rows of one moment would be in conflict in the table."""
     write, read, _ = WRITTEN[name]
