@@ -12,10 +12,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingest.app.database import late_of_tables, partitions_ahead
+from ingest.app.database import late_of_tables, make_replay_sink, partitions_ahead
 from ingest.app.housekeeping import METRICS, PARTITIONS_END, RETENTION_WAITS, Housekeeping
 from ingest.cli.doctor.checks import partition_checks
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
+from ingest.model.placed_rows import place_readings
+from ingest.model.ports import Stored
+from ingest.model.reading import Reading
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping.making import first_partitions, partitions_like
 from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US, partitions, span_bounds
@@ -177,3 +181,18 @@ async def test_late_rows_of_a_declared_table_get_its_partitions(
     await both.execute("delete from ingest_housekeeping where key = 'table/readings'")
     ahead = partitions_ahead(settings)
     assert await partitions_like(both, READINGS, DAY, ahead, CLIMATE) is None
+
+
+async def test_late_write_makes_partitions_of_both_tables(
+    both: asyncpg.Connection, shared_url: str, settings: Settings
+) -> None:
+    """The table of the moments lacks one, and then `readings` for a value that differs."""
+    sink = make_replay_sink(lambda: shared_url, settings, name="late")
+    late_us = unix_us() - 30 * DAY_US
+    tuples, _ = place_readings(
+        [Reading(late_us, "d", "temperature", value) for value in (1.0, 2.0)], make_tables(settings)
+    )
+    assert await sink.write([tuples], 2, idempotent=False) == Stored(2, 0)
+    await sink.close()
+    assert await both.fetchval("select temperature from climate") == 1.0
+    assert await both.fetchval("select value from readings") == 2.0

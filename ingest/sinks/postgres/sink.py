@@ -44,20 +44,25 @@ class SinkPostgres(CheckedConnection):
         If rows find no partition, those that may be made are made, and the write is tried again.
         """
         batch = await by_table(tuples, rows)
-        try:
-            stored = await self._write(batch, idempotent=idempotent)
-        except WriteFailed as failed:
-            if failed.verdict is not Verdict.NO_PARTITION or self.late is None:
-                raise
-            times_us = self._times_us(batch, failed.table)
-            if not await self.late.make_for(times_us):
-                failed.known_rows = all(self.late.of(each).knows for each in times_us)
-                raise
-            stored = await self._write(batch, idempotent=idempotent)
+        stored = await self._write_late(batch, idempotent=idempotent)
         for each, new in zip(batch, stored, strict=True):
             self.tables[each.form].written(each.readings - new.in_table)
         committed = sum(map(sum, stored))
         return Stored(committed, rows - committed)
+
+    async def _write_late(self, batch: Sequence[TableRows], *, idempotent: bool) -> list[New]:
+        """Store a batch, and make partitions that it lacks and that may be made."""
+        for is_last in (False, False, True):  # a declared table may lack some, and then `readings`
+            try:
+                return await self._write(batch, idempotent=idempotent)
+            except WriteFailed as failed:
+                if is_last or failed.verdict is not Verdict.NO_PARTITION or self.late is None:
+                    raise
+                times_us = self._times_us(batch, failed.table)
+                if not await self.late.make_for(times_us):
+                    failed.known_rows = all(self.late.of(each).knows for each in times_us)
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _times_us(
         self, batch: Sequence[TableRows], lacking: str | None

@@ -312,7 +312,7 @@ def test_each_reading_has_its_home_and_its_item(
             )
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("name", sorted(TOGETHER))
 @example(  # a column begins within the post, and its metrics were never asked for
     items=[Item(NOW_US + at, "a", "cpu", "", {"idle": 1.0, "user": 1.0}) for at in range(5)],
     tables=Tables([ColumnTable("cpu", "cpu", ("user", "idle"), (NOW_US + 2,) * 2)]),
@@ -345,7 +345,7 @@ def test_values_of_one_moment_are_one_row(name: str, items: list[Item], tables: 
     assert sum(run.rows for run in in_tables) == len(of_plain_tables)
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("name", sorted(TOGETHER))
 def test_no_slice_ends_within_a_moment(name: str) -> None:
     """A large post is read in slices. Two rows of one moment would be in conflict in the table."""
     write, read, _ = WRITTEN[name]
