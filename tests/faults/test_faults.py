@@ -240,7 +240,7 @@ def test_the_page_shows_commands_that_are_understood() -> None:
     """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
     section = (REPOSITORY / "docs/loadgen.md").read_text().split("## Fault tests")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         chosen = parser().parse_args(command.split())
         assert not chosen.only or set(names_of(chosen.only)) <= set(FAULTS)

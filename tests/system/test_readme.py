@@ -298,6 +298,7 @@ def test_readme_leaves_no_command_untested() -> None:
     run_elsewhere["docs/mqtt.md"] = "test_mqtt.py"
     run_elsewhere["docs/senders.md"] = "test_senders.py"
     run_elsewhere["docs/sources.md"] = "test_sources_page.py"
+    run_elsewhere["docs/library.md"] = "test_library_page.py"
     run_elsewhere["docs/tables.md"] = "test_tables_page.py"
     run_elsewhere["docs/formats.md"] = "test_senders.py"
     run_elsewhere["docs/your-table.md"] = "test_your_table_guide.py"
