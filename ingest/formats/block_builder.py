@@ -7,7 +7,7 @@ a registry learns it at no cost for the others. It calls `look` to be told of al
 Lines and mapped documents collect in a BlockBuilder: a post may have several blocks, each with at
 most `post.rules.post_rows_max` rows. The formats with items collect in an ItemReader: JSON gives it
 the rows of whole slices. It reads the items of other slices, and those of MessagePack and SenML,
-one by one, a few in each step.
+one by one, a few in each step. What is read one by one gets its homes some readings later.
 Promises: of faults no more are kept than the body may have at full length. Of lines and documents
 the others are counted; a post with more items that are invalid, or with too many readings, is
 refused.
@@ -182,10 +182,7 @@ SERIES = SeriesCache()
 
 
 class Unplaced:
-    """Readings that a declared table may take, and that are not encoded yet.
-
-    `owners` are their items.
-    """
+    """Readings that a table may take, and that are not encoded yet. `owners` are their items."""
 
     def __init__(self) -> None:
         self.times_pg_us: list[int] = []
@@ -249,7 +246,7 @@ class BlockBuilder:
         self._errors_max = most_invalid(body_bytes)
         self._blocks: list[Block] = []
         self._bytes = 0  # of them, of `_parts`, and of the items in `errors`
-        self._unplaced = Unplaced()
+        self._unplaced: Unplaced | None = None  # once there are some: few posts have them
         # Of the next block:
         self._parts: list[bytes] = []
         self._block_rows = 0
@@ -289,10 +286,12 @@ class BlockBuilder:
         if not self._post.rules.tables:
             self.add_plain(times_pg_us, names, values, owners, newest_us)
             return
+        if self._unplaced is None:
+            self._unplaced = Unplaced()
         self._unplaced.add(times_pg_us, names, values, owners)
         self.rows += len(names)
         if self._unplaced.are_many:
-            self._place()
+            self._place(self._unplaced)
 
     def add_plain(
         self,
@@ -320,22 +319,22 @@ class BlockBuilder:
 
     def place(self) -> Generator[None, None, None]:
         """Encode what is not encoded yet, but for some readings. A step has some of them."""
-        while self._unplaced.are_many:
+        while self._unplaced is not None and self._unplaced.are_many:
             yield
-            self._place()
+            self._place(self._unplaced)
 
     @property
     def is_behind(self) -> bool:
         """Whether some readings are not encoded yet that `place` would encode."""
-        return self._unplaced.are_many
+        return self._unplaced is not None and self._unplaced.are_many
 
     @property
     def _room(self) -> int:
         """So many readings fit in the last block."""
         return self._post.rules.post_rows_max - self._block_rows
 
-    def _place(self) -> None:
-        tuples, owners, newest_us = self._unplaced.encode(self._room, self._post.rules.tables)
+    def _place(self, unplaced: Unplaced) -> None:
+        tuples, owners, newest_us = unplaced.encode(self._room, self._post.rules.tables)
         self._add(tuples, owners, newest_us)
 
     def _add(self, tuples: bytes, owners: Sequence[int], newest_us: int) -> None:
@@ -349,8 +348,8 @@ class BlockBuilder:
 
     def points(self) -> Points:
         """Return all that was added."""
-        while self._unplaced.names:
-            self._place()
+        while self._unplaced is not None and self._unplaced.names:
+            self._place(self._unplaced)
         self._end_block()
         return Points(self._blocks, self.errors, not_kept=self.not_kept)
 
@@ -358,8 +357,8 @@ class BlockBuilder:
         if not self._block_rows:
             return
         post, owners = self._post, self._owners
-        is_alike = owners[-1] == self._block_rows - 1  # nearly always as good as the next line
-        is_alike = is_alike and owners == array("L", range(self._block_rows))
+        rows = self._block_rows
+        is_alike = owners[-1] == rows - 1 and owners == array("L", range(rows))
         block = Block(
             b"".join(self._parts),
             self._block_rows,
