@@ -9,12 +9,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import asyncpg
 
 from ingest.buffers.journal.segments import segment_files
 from ingest.system.clock import rfc3339, unix_us
 from tests.system.database import Database
-from tests.system.service import Service
+from tests.system.service import Reply, Service
 from tests.system.test_kill_9 import QUICK
 from tests.system.test_up import Up, children
 
@@ -57,11 +58,20 @@ class Sender:
             for number in range(first, first + count)
         ]
         for body in (items[:-1], items[-1]):
-            answer = await self._service.post(body, precision="us")
+            async with asyncio.timeout(30):
+                while (answer := await self._answer(body)) is None:
+                    await asyncio.sleep(0.05)
             assert answer.status == 202, answer.text
         self._keep(
             {(item["ts"], device, *value) for item in items for value in item["values"].items()}
         )
+
+    async def _answer(self, body: object) -> Reply | None:
+        """Return the answer; None if the connection was one of a gateway that was killed."""
+        try:
+            return await self._service.post(body, precision="us")
+        except aiohttp.ClientConnectionError:
+            return None
 
     async def lines(self, host: str, first: int, count: int) -> None:
         """Post lines of two series."""

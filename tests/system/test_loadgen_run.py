@@ -63,6 +63,7 @@ async def test_run_against_the_service_reports_what_the_table_holds(
             *("loadgen", "run", "--url", service.url, "--closed", "--batch", 100),
             *("--posts", 50, "--connections", 3),
         )
+        await service.wait_quiet()
         after = await service.query("select count(*) from readings")
         assert await service.imbalance() == 0
     assert posts["right"] == posts["offered"] == 1200
