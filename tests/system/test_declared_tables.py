@@ -59,7 +59,7 @@ class Sender:
         ]
         for body in (items[:-1], items[-1]):
             async with asyncio.timeout(30):
-                while (answer := await self._answer(body)) is None:
+                while (answer := await self._answer(body)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert answer.status == 202, answer.text
         self._keep(
