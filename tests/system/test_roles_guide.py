@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -153,7 +154,7 @@ async def test_roles_and_servers_talk_by_tls(open_tmp_path: Path) -> None:
             text = (home / "passwords.conf").read_text()
             (home / "passwords.conf").write_text(text.replace("choose-a-fourth", "a-fifth"))
             pid = place.servers[host].process.pid
-            run(f"{find_program()} --signal reload={pid}", home)
+            run(f"{shlex.quote(str(find_program()))} --signal reload={pid}", home)
         for each in place.servers.values():
             await each.line_with("Reloaded server configuration")
         assert "as they must be" in await place.done(
