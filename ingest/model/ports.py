@@ -109,7 +109,7 @@ class Outlet(Protocol):
 
     @property
     def commit_awaited(self) -> bool:
-        """Whether a post waits until a block that may be taken is committed."""
+        """Whether a post waits for the commit of a block, and no writer has blocks now."""
 
     @property
     def shut(self) -> bool:
