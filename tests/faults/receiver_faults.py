@@ -259,7 +259,7 @@ async def storms(world: World) -> None:
     "F39",
     "same time, device and metric, another value",
     "{n} pairs, in one post, in two posts, and while the database is away: both readings are kept, "
-    "as docs/contract.md says (the sender may have meant the second one as a correction)",
+    "as docs/reference/contract.md says (the sender may have meant the second one as a correction)",
     times=30,
 )
 async def other_values(world: World) -> None:

@@ -237,8 +237,8 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
 
 
 def test_the_page_shows_commands_that_are_understood() -> None:
-    """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
-    section = (REPOSITORY / "docs/loadgen.md").read_text().split("## Fault tests")[1]
+    """The command line takes each command of the page; the faults that it names exist."""
+    section = (REPOSITORY / "docs/reference/loadgen.md").read_text().split("## Fault tests")[1]
     commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
     assert len(commands) == 8
     for command in commands:

@@ -331,7 +331,7 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
 def _differences(target: Target, table: Record, rows: list[Record]) -> Iterator[Difference]:
     name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
-        other = "Name a table (table_name); docs/your-table.md says how to go on from it"
+        other = "Name a table (table_name); docs/run/database.md says how to go on from it"
         if isinstance(target, ColumnTarget):
             other = "Drop it, or declare a table of another name (tables_file)"
         yield (
