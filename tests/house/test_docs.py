@@ -1,6 +1,6 @@
 """Documents show tables and figures as the code prints them; links lead somewhere.
 
-`python -m tests.printing.documents --write docs/*.md deploy/ingest.env.example
+`python -m tests.printing.documents --write docs/*/*.md deploy/ingest.env.example
 deploy/nats/roles.conf`, `python -m tests.printing.openapi`, `python -m benchmarks.results` and
 `python -m benchmarks.roles_document` repair what fails here; the author repairs links.
 """
@@ -59,8 +59,8 @@ def test_readme_shows_the_figures_on_record() -> None:
 
 
 def test_scaling_shows_the_figures_on_record() -> None:
-    """docs/scaling.md has the newest figures of `./run bench --roles`, in all its tables."""
-    text = DOCUMENTS["docs/scaling.md"]
+    """docs/grow/scaling.md has the newest figures of `./run bench --roles`, in all its tables."""
+    text = DOCUMENTS["docs/grow/scaling.md"]
     newest = roles_record.newest(roles_record.read())
     for name in roles_document.PARTS:
         assert text.count(f"<!-- measured: {name} -->") == 1
@@ -79,8 +79,10 @@ def test_readme_table_of_statuses_has_every_status() -> None:
 
 def test_documents_name_every_word_of_the_command_line() -> None:
     """The documents name each command."""
-    missing = [word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
-    assert not missing, f"docs/settings.md shows no `ingest {missing[0]}`"
+    missing = [
+        word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/reference/settings.md"]
+    ]
+    assert not missing, f"docs/reference/settings.md shows no `ingest {missing[0]}`"
     assert all(each.purpose for each in COMMANDS.values())
 
 
@@ -123,7 +125,7 @@ def test_files_that_code_and_glossary_name_exist() -> None:
     there = [str(path) for path in (*ours, *(REPOSITORY / "tests").rglob("*.py"))]
     missing = [
         f"{path}: {name}"
-        for path in (*ours, REPOSITORY / "docs" / "glossary.md")
+        for path in (*ours, REPOSITORY / "docs" / "reference" / "contract.md")
         for name in re.findall(r"(?<![\w.*/{}-])(?:\w+/)*\w+\.py\b", path.read_text())
         if not any(each.endswith(f"/{name}") for each in there)
     ]
@@ -132,7 +134,7 @@ def test_files_that_code_and_glossary_name_exist() -> None:
 
 MARKDOWN = sorted(
     path.relative_to(REPOSITORY)
-    for pattern in ("*.md", "docs/*.md", "deploy/**/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "benchmarks/*.md")
     for path in REPOSITORY.glob(pattern)
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
@@ -170,9 +172,15 @@ def test_links_of_documents_lead_somewhere(path: Path) -> None:
 
 def test_every_document_is_reached_from_the_readme() -> None:
     """Links lead from README.md to each document and picture, over some steps or directly."""
-    design = (REPOSITORY / "DESIGN.md").read_text()
-    assert "(DESIGN.md)" in README
-    for path in sorted((REPOSITORY / "docs").iterdir()):
-        name = f"docs/{path.name}"
-        linked = f"({name}" in README or f'"{name}"' in README or f"]({name})" in design
-        assert linked or f"]({path.name})" in DOCUMENTS["docs/operating.md"], name
+    reached, waiting = set(), [REPOSITORY / "README.md"]
+    while waiting:
+        path = waiting.pop()
+        reached.add(path)
+        if path.suffix != ".md":
+            continue
+        for found in LINK.findall(path.read_text()):
+            target = (path.parent / (found[0] or found[1]).partition("#")[0]).resolve()
+            if target.is_file() and target not in reached:
+                waiting.append(target)
+    every = {path for path in (REPOSITORY / "docs").rglob("*") if path.is_file()}
+    assert not every - reached, sorted(map(str, every - reached))

@@ -1,4 +1,4 @@
-"""The documents for readers (README.md and docs/), and their fenced blocks."""
+"""The documents for readers (README.md and all below docs/), and their fenced blocks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = {
     str(path.relative_to(REPOSITORY)): path.read_text()
-    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
 }
 README = DOCUMENTS["README.md"]
-OPERATING = DOCUMENTS["docs/operating.md"]
+# Pages whose commands run in their order, after those of the README.
+PAGES = ("run/operating", "run/deploy", "grow/years", "run/upgrading")
+OPERATING = "\n".join(DOCUMENTS[f"docs/{each}.md"] for each in PAGES)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""All commands of README.md and docs/operating.md do what the documents say, in their order.
+"""All commands of README.md and docs/run/operating.md do what the documents say, in their order.
 
 A shell runs each block of shell, with the real curl; only the ports are those of the test's own
 service. NOT_RUN_HERE and NEEDS_MORE list the other blocks, with the reason.
@@ -23,6 +23,7 @@ from ingest.cli.commands import COMMANDS, build_parser
 from tests.support.documents import (
     DOCUMENTS,
     OPERATING,
+    PAGES,
     README,
     Fence,
     fences,
@@ -40,13 +41,10 @@ NOT_RUN_HERE = {
 }
 # The first line of blocks that are marked as text, since a test lacks what they need.
 NEEDS_MORE = {
-    "export INGEST_DATABASE_URL=": "a server at db.example",
-    'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
     "python3 -m venv": "run by test_release.py, with its wheel",
     "cd deploy": "a container engine; `./run containers` runs it",
     "docker compose --project-name": "the same",
     "docker compose --profile housekeeping": "the same; see test_deployed_housekeeping.py",
-    "./run psql --set": "a plain table; tests/integration/test_partition_recipe.py has one",
     "./run housekeeping plan": "old partitions; test_retention.py has some",
     "./run --keep-hot 30d --archive-dir": "a folder of the reader's; test_archive_commands.py",
     "./run archive list": "an archive; test_archive_commands.py has one",
@@ -58,7 +56,7 @@ NEEDS_MORE = {
     "export REGISTRY=": "a cluster; `./run containers` runs the pods",
     "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
     "./run test  ": "it would run itself",
-    "create table devices": "run below, with the items of docs/posting.md",
+    "create table devices": "run below, with the items of docs/use/posting.md",
     "create view climate": "the same",
     "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
     "./run loadgen run": "run by test_loadgen_run.py, shorter",
@@ -73,7 +71,7 @@ NEEDS_CURL = pytest.mark.skipif(
 CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
 
 
-# What docs/posting.md says about small devices: body, media type, status, a part of the answer.
+# What docs/use/posting.md says about small devices: body, media type, status, a part of the answer.
 SMALL_DEVICES = [
     ('{"device_id":"d","metric":"m","value":1}', "application/json", 202, '"accepted":1'),
     ('{"device_id":"d","metric":"m","value":1}', "text/plain", 415, "unsupported_media_type"),
@@ -194,11 +192,11 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
 async def test_readme_items_of_the_reference_are_stored(
     open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:
-    """The receiver takes the items that docs/posting.md shows, and names faults as it says."""
-    posting = DOCUMENTS["docs/posting.md"]
+    """The receiver takes the items that docs/use/posting.md shows, and names faults as it says."""
+    posting = DOCUMENTS["docs/use/posting.md"].split("\n## Other formats of readings\n")[0]
     *shown, error = [each.text for each in fences(posting) if each.language == "json"]
     assert len(shown) == 2
-    sql = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "text"]
+    sql = [each.text for each in fences(posting) if each.language == "text"]
     async with Service(open_tmp_path / "state", **at_hand) as service:
         for text in shown:
             reply = await service.post(text.encode(), ack="committed")
@@ -291,17 +289,16 @@ def test_readme_commands_in_sentences_are_taken_by_the_parser() -> None:
 def test_readme_leaves_no_command_untested() -> None:
     """Each block of every document is run here, or is on a list with the reason."""
     shown = {path: fences(text) for path, text in DOCUMENTS.items()}
-    run_here = {"README.md", "docs/operating.md"}
-    run_elsewhere = {"docs/forward.md": "test_forward.py", "docs/scaling.md": "test_scaling.py"}
-    run_elsewhere["docs/tokens.md"] = "test_access.py"
-    run_elsewhere["docs/roles.md"] = "test_roles_guide.py"
-    run_elsewhere["docs/mqtt.md"] = "test_mqtt.py"
-    run_elsewhere["docs/senders.md"] = "test_senders.py"
-    run_elsewhere["docs/sources.md"] = "test_sources_page.py"
-    run_elsewhere["docs/library.md"] = "test_library_page.py"
-    run_elsewhere["docs/tables.md"] = "test_tables_page.py"
-    run_elsewhere["docs/formats.md"] = "test_senders.py"
-    run_elsewhere["docs/your-table.md"] = "test_your_table_guide.py"
+    run_here = {"docs/use/posting.md", "README.md", *(f"docs/{each}.md" for each in PAGES)}
+    run_elsewhere = {
+        "docs/grow/forward.md": "test_forward.py",
+        "docs/grow/mqtt.md": "test_mqtt.py",
+        "docs/grow/scaling.md": "test_scaling.py",
+        "docs/run/database.md": "test_your_table_guide.py",
+        "docs/use/library.md": "test_library_page.py",
+        "docs/use/senders.md": "test_senders.py",
+        "docs/use/tokens.md": "test_access.py",
+    }
     for path, test in run_elsewhere.items():
         assert path in (Path(__file__).parent / test).read_text()
         del shown[path]

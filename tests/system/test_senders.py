@@ -1,4 +1,4 @@
-"""docs/senders.md and formats.md: commands and programs are run as they stand, but for the port."""
+"""docs/use/senders.md: commands and programs are run as they stand, but for the port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.clients.libraries import CLIENTS, NODE
 from tests.support.documents import REPOSITORY, fences
 from tests.support.receiver import running_receiver
 
-TEXT = (REPOSITORY / "docs/senders.md").read_text()
+TEXT = (REPOSITORY / "docs/use/senders.md").read_text().split("\n## Line protocol")[0]
 HERE = "127.0.0.1:8080"
 NEEDS_NODE = pytest.mark.skipif(
     shutil.which("node") is None, reason="no node: apt-get install -y nodejs"
@@ -50,7 +50,8 @@ def test_no_other_block_pretends_to_be_run() -> None:
 
 async def test_commands_of_docs_formats_md_are_answered_as_it_says() -> None:
     """Each command with the answer that is shown below it."""
-    shown = fences((REPOSITORY / "docs/formats.md").read_text())
+    posting = (REPOSITORY / "docs/use/posting.md").read_text()
+    shown = fences(posting.split("\n## Other formats of readings\n")[1])
     assert [each.language for each in shown] == ["sh", "json"] * 3
     async with running_receiver() as receiver:
         for command, answer in zip(shown[::2], shown[1::2], strict=True):
