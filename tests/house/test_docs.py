@@ -18,7 +18,6 @@ from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.commands import COMMANDS
 from ingest.config.settings import env_example
-from ingest.model import codes
 from ingest.receiver.endpoint import FILE
 from ingest.system.log_events import EVENTS
 from tests.printing import openapi
@@ -68,13 +67,6 @@ def test_scaling_shows_the_figures_on_record() -> None:
     for name in roles_document.PARTS:
         begin = f"<!-- measured: {name} -->\n"
         assert roles_document.refreshed(text.replace(begin, f"{begin}9.99 "), newest) == text
-
-
-def test_readme_table_of_statuses_has_every_status() -> None:
-    """The README's table has each status of the service."""
-    section = README.split("### Statuses\n")[1].split("\n##")[0]
-    named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
-    assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
 
 
 def test_documents_name_every_word_of_the_command_line() -> None:
