@@ -32,7 +32,7 @@ NEEDS_NODE = pytest.mark.skipif(
 )
 async def test_block_stores_two_readings(language: str, command: list[str]) -> None:
     """A reader who types it has two readings in the table."""
-    (block,) = [each.text for each in fences(TEXT) if each.language == language]
+    (block,) = [each.text for each in fences(TEXT) if each[0] == language and not each.run_by]
     async with running_receiver() as receiver:
         text = block.replace(HERE, receiver.address)
         assert text != block
