@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from benchmarks.alternating import COLUMNS_HOSTS
 from benchmarks.contenders import CONTENDERS, CPU_US, Contender, Figures
 from benchmarks.fleets import FLEETS, HOSTS, MIXED, QUIET
 from benchmarks.floors import COPY_BATCHES
@@ -19,6 +20,7 @@ from benchmarks.stories import STORIES
 ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES, *FLEETS)
 }
+FEW, MANY = COLUMNS_HOSTS
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -339,6 +341,20 @@ CASES = (
             ("values_10_1", 25),
             ("values_4_1", 45),
         )
+    ),
+    Case(
+        "columns_hosts",
+        "Tables with columns: posts as Telegraf's, of many hosts",
+        (FEW, MANY),
+        (
+            Wanted(
+                "CPU a reading of service and PostgreSQL with 100,000 hosts, by that with 500",
+                lambda of: cpu_of_both(of, MANY) / cpu_of_both(of, FEW),
+                1.7,
+                at_least=False,
+            ),
+        ),
+        CPU_US,
     ),
     Case(
         "slowed",
