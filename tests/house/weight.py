@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47724,
+    "tests": 47733,
     "loadgen": 4533,
-    "benchmarks": 2766,
+    "benchmarks": 2666,
 }
 ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
 
