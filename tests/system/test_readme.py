@@ -1,4 +1,4 @@
-"""All commands of README.md and docs/run/operating.md do what the documents say, in their order.
+"""All commands of README.md, docs/use/posting.md and docs/run/operating.md, in this order.
 
 A shell runs each block of shell without a mark of its own, with the real curl; only the ports are
 those of the test's own service.
@@ -127,56 +127,40 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
     state = open_tmp_path / "state"
     async with Service(state) as service:
         reader = Reader(service, open_tmp_path / "iot ingest", state)
-        for fence in fences(README):
+        for fence in fences(README) + fences(DOCUMENTS["docs/use/posting.md"]):
             await reader.read(fence)
-        *posted, looked = reader.answers
-        assert [each.status for each in posted] == [202, 200, 202]
-        assert reader.compared == 3
-        assert looked.status == 200
-        assert [each["value"] for each in looked.document["readings"]] == [21.6, 21.5]
+        assert [each.status for each in reader.answers] == [202, 200, 200, 202, 202, 202, 202]
+        assert reader.compared == 6
+        looked = reader.answers[2]
+        assert [each["value"] for each in looked.document["readings"]] == [21.5, 21.6]
         (rows,) = (said for text, said in reader.outputs.items() if text.startswith("./run psql"))
         assert "boiler-7" in rows
 
         for fence in fences(OPERATING):
             await reader.read(fence)
         *_, looked = (each for each in reader.answers if "readings" in (each.document or ()))
-        assert [each["value"] for each in looked.document["readings"]] == [21.7, 21.6, 21.5]
+        values = [each["value"] for each in looked.document["readings"]]
+        assert values == [21.5, 21.7, 21.6, 21.5]
         said = "\n".join(reader.outputs.values())
         assert "1 dead letter replayed: 1 reading, 1 new, 0 duplicates" in said
         assert "\n21.7\n" in said
         assert "state:   accepting" in said
         values = await service.query("select device_id, value from readings order by 1, 2")
         assert [tuple(row.values()) for row in values] == [
-            *(("boiler-7", value) for value in (21.5, 21.6, 21.7)),
+            *(("boiler-7", value) for value in (21.5, 21.5, 21.6, 21.7)),
             *(("cellar", value) for value in (11.4, 11.5)),
-            *(("room-3", value) for value in (21.5, 40.0)),
+            *(("room-3", value) for value in (1.0, 21.5, 40.0, 40.0, 415.0, 416.0)),
+            *(("urn:dev:mac:0024befffe804ff1", value) for value in (1.0, 21.5, 40.0)),
         ]
         samples = await service.wait_quiet()
         assert samples["ingest_ledger_imbalance_rows"] == 0
 
 
-async def test_readme_items_of_the_reference_are_stored(
+async def test_small_devices_get_the_answers_that_posting_md_says(
     open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:
-    """The receiver takes the items that docs/use/posting.md shows, and names faults as it says."""
-    posting = DOCUMENTS["docs/use/posting.md"].split("\n## Other formats of readings\n")[0]
-    *shown, error = [each.text for each in fences(posting) if each.language == "json"]
-    assert len(shown) == 2
-    sql = [each.text for each in fences(posting) if each.language == "sql"]
+    """Each body of SMALL_DEVICES."""
     async with Service(open_tmp_path / "state", **at_hand) as service:
-        for text in shown:
-            reply = await service.post(text.encode(), ack="committed")
-            assert reply.status == 200, reply.text
-        assert len(await service.query("select 1 from readings")) == 3
-        table, view = sql
-        joined = [await service.query(each) for each in table.split(";\n") if each][-1]
-        assert [(each["place"], each["value"]) for each in joined] == [("cellar", 21.5)]
-        await service.query(view)
-        wide = await service.query("select * from climate where device_id = 'room-3'")
-        assert [(each["temperature"], each["humidity"]) for each in wide] == [(21.5, 40.0)]
-        (refused,) = re.findall(r"An example: `(.+)` is answered with", posting)
-        (found,) = (await service.post(refused.encode())).document["errors"]
-        assert found == json.loads(error)
         for body, media_type, status, found in SMALL_DEVICES:
             reply = await service.post(body.encode(), headers={"Content-Type": media_type})
             assert (reply.status, found in reply.text) == (status, True), reply.text
