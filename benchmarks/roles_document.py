@@ -11,8 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.charts import shown
-from benchmarks.document import table
+from benchmarks.document import shown, table
 from benchmarks.ratios import interval_of
 from benchmarks.roles_record import FOLDER, Case, Newest, newest, read
 
