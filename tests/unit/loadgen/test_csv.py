@@ -13,7 +13,7 @@ from loadgen.csv.file import Batch, CsvFile, zone_named
 
 def _file(path: Path, content: bytes, zone: str = "UTC") -> CsvFile:
     path.write_bytes(content)
-    return CsvFile(path, "d", "m", zone_named(zone))
+    return CsvFile(path, "d", "m", zone_named(zone), {"value": "value"})
 
 
 def _all(file: CsvFile, rows_max: int = 1000) -> list[Batch]:
