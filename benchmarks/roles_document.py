@@ -10,8 +10,7 @@ import re
 import statistics
 from collections.abc import Callable, Mapping
 
-from benchmarks.charts import shown
-from benchmarks.document import table
+from benchmarks.document import shown, table
 from benchmarks.ratios import interval_of
 from benchmarks.roles_record import FOLDER, Case, Newest, newest, read
 

@@ -1,6 +1,6 @@
 """`loadgen csv`: post a file of readings.
 
-Exit codes: 0 all accepted, 1 not all accepted, 2 wrong use or no such file or column, 130 interrupted.
+Exit codes: 0 all accepted, 1 not all, 2 wrong use or no such file or column, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> N
     if tally.fatal:
         print(tally.fatal, file=sys.stderr)
     if file.not_read:
-        print(f"columns that were not read (no number in the first line): {file.not_read}")
+        print(f"not read (no number in the first line): {', '.join(file.not_read)}")
     print(
         f"rows={file.rows} accepted={tally.accepted} dead_lettered={tally.dead_lettered} "
         f"refused={tally.refused} left_out={file.bad_rows} retries={client.retries} "

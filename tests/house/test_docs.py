@@ -15,15 +15,14 @@ import pytest
 
 from benchmarks import readme_numbers, results, roles_document, roles_record
 from benchmarks.document import anchor
-from benchmarks.record import newest_of, read
+from benchmarks.record import read
 from ingest.cli.commands import COMMANDS
 from ingest.config.settings import env_example
-from ingest.model import codes
 from ingest.receiver.endpoint import FILE
 from ingest.system.log_events import EVENTS
 from tests.printing import openapi
 from tests.printing.documents import TABLES, log_calls, metrics_table, roles_text
-from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
+from tests.support.documents import DOCUMENTS, README, REPOSITORY, fences, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
 ROLES = REPOSITORY / "deploy" / "nats" / "roles.conf"
@@ -51,11 +50,10 @@ def test_every_event_of_the_log_is_explained() -> None:
 def test_readme_shows_the_figures_on_record() -> None:
     """The README has the newest figures on record; a figure changed by hand is corrected."""
     assert README.count("<!-- measured: sizing -->") == 1
-    newest = newest_of(read(results.FOLDER))
-    assert readme_numbers.refreshed(README, newest) == README
-    forged = re.sub(r"(ack=buffered` \| )[0-9,]+", r"\g<1>999,999", README)
-    assert forged != README
-    assert readme_numbers.refreshed(forged, newest) == README
+    lines = read(results.FOLDER)
+    assert readme_numbers.refreshed(README, lines) == README
+    forged = README.replace("<!-- measured: sizing -->\n", "<!-- measured: sizing -->\n9,999")
+    assert readme_numbers.refreshed(forged, lines) == README
 
 
 def test_scaling_shows_the_figures_on_record() -> None:
@@ -68,13 +66,6 @@ def test_scaling_shows_the_figures_on_record() -> None:
     for name in roles_document.PARTS:
         begin = f"<!-- measured: {name} -->\n"
         assert roles_document.refreshed(text.replace(begin, f"{begin}9.99 "), newest) == text
-
-
-def test_readme_table_of_statuses_has_every_status() -> None:
-    """The README's table has each status of the service."""
-    section = README.split("### Statuses\n")[1].split("\n##")[0]
-    named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
-    assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
 
 
 def test_documents_name_every_word_of_the_command_line() -> None:
@@ -91,6 +82,36 @@ def test_example_of_the_environment_is_what_the_code_prints() -> None:
     assert EXAMPLE.read_text() == env_example()
     assert ROLES.read_text() == roles_text()
     assert FILE.read_text() == openapi.text()
+
+
+RUN = {"sh", "python", "js", "sql"}
+COMMAND = re.compile(
+    r"^(?:\w+=\S+ )*(?:\./run|ingest|curl|docker|kubectl|psql|python3|export|sed|create|select)\b",
+    re.MULTILINE,
+)
+
+
+def test_each_fenced_command_is_run_by_a_test_that_its_page_names() -> None:
+    """Commands are marked as their language; at most ten in all documents are not run.
+
+    A page begins with `<!-- run by: test_x.py, test_y.py -->`, the tests that run its blocks. The
+    same before a block is for this block only; `<!-- not run: why -->` says that no test runs it.
+    """
+    tests = {path.name: path for path in (REPOSITORY / "tests").rglob("*.py")}
+    not_run, wrong = list[str](), list[str]()
+    for page, text in DOCUMENTS.items():
+        head = re.match(r"<!-- run by: (.+) -->\n", text)
+        for fence in fences(text):
+            place = f"{page}: {fence.text.partition(chr(10))[0]}"
+            run_by = fence.run_by or (head[1] if head else "")
+            if fence.not_run:
+                not_run.append(place)
+            elif fence.language in RUN and not set(filter(None, run_by.split(", "))) & tests.keys():
+                wrong.append(f"{place}: no test is named that runs it")
+            elif fence.language not in RUN and not fence.run_by and COMMAND.search(fence.text):
+                wrong.append(f"{place}: a command is marked as ```{fence.language}")
+    assert not wrong, "\n".join(wrong)
+    assert len(not_run) <= 10, "\n".join(not_run)
 
 
 def test_metrics_of_the_contract_are_in_the_table() -> None:
