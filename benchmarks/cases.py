@@ -338,7 +338,6 @@ CASES = (
                 at_least=False,
             ),
         ),
-        CPU_US,
     ),
     Case(
         "slowed",
