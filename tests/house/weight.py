@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47747,
-    "loadgen": 4533,
-    "benchmarks": 2655,
+    "tests": 47816,
+    "loadgen": 4573,
+    "benchmarks": 2627,
 }
 ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
 
