@@ -26,8 +26,8 @@ ROWS = (  # what is sent, our contender, the peer with the same readings
 )
 SHOWN = ("readings/s", "p50 ms", "p99 ms", "CPU µs a reading", "PostgreSQL")  # of COLUMNS
 SIZES = (
-    ("A reading in `readings` takes, with its key", MANY),
-    ("A reading in a table with columns takes", "columns_telegraf"),
+    ("A reading of these hosts in `readings` takes {} bytes with its key", MANY),
+    ("One of Telegraf in a table with columns takes {} bytes", "columns_telegraf"),
 )
 NOT_YET = "Nothing is measured yet.\n"
 _REGION = re.compile(r"(<!-- measured: sizing -->\n).*?(<!-- end measured -->)", re.DOTALL)
@@ -43,7 +43,7 @@ def speed(lines: Sequence[Line]) -> str:
     line = max(reversed(lines), key=lambda each: len(_rows(each)), default=None)
     if line is None or not (rows := _rows(line)):
         return NOT_YET
-    head = ("`ack=durable`", *SHOWN, "InfluxDB 1.x, readings/s", "its CPU")
+    head = ("`ack=durable`", *SHOWN, "InfluxDB 1.x, readings/s", "its CPU µs")
     return "\n".join(
         [
             *table(head, rows),
@@ -64,7 +64,7 @@ def _size(lines: Sequence[Line]) -> Iterator[str]:
     newest = {name: runs for line in lines for name, runs in line.runs.items()}
     for text, name in SIZES:
         if size := cell(newest.get(name, ()), COLUMNS["bytes"]):
-            yield f"\n{text}: {size} bytes."
+            yield f"\n{text.format(size)}."
 
 
 def _rows(line: Line) -> list[list[str]]:

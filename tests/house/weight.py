@@ -35,11 +35,11 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47747,
-    "loadgen": 4533,
-    "benchmarks": 2666,
+    "tests": 47815,
+    "loadgen": 4573,
+    "benchmarks": 2627,
 }
-ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
+ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
 
 
 def statements(tree: ast.Module) -> int:

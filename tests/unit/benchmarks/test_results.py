@@ -28,7 +28,6 @@ def singles(rates: list[tuple[float, float]], **more: Any) -> Line:
             "singles": [{"posts_per_s": mine, "rows_per_s": mine} for _, mine in rates],
         },
         left_out={},
-        parts={},
     )
     return line._replace(**more)
 
@@ -103,5 +102,5 @@ def test_the_table_of_the_readme_is_of_one_run() -> None:
     assert "bbbbbbb" in text
     assert "1,000 |" not in text
     assert "1,000 hosts" not in text
-    assert "A reading in `readings` takes, with its key: 150.0 bytes." in text
+    assert "A reading of these hosts in `readings` takes 150.0 bytes with its key." in text
     assert speed([]) == NOT_YET
