@@ -6,7 +6,7 @@ each run all that was answered must be in the table. The rate is readings in the
 from the first post until the last one is stored. The median of the pairs' ratios decides, with its
 90 % interval (ratios.py). CPU, memory and written bytes are told by role, from the kernel's
 accounts. Also: how long the start takes, and the CPU of an idle `ingest up`.
-A run is added to roles.ndjson, and docs/scaling.md gets its figures (roles_document.py).
+A run is added to roles.ndjson, and docs/grow/scaling.md gets its figures (roles_document.py).
 """
 
 from __future__ import annotations

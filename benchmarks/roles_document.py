@@ -1,4 +1,4 @@
-"""The figures in docs/scaling.md, taken from roles.ndjson: nobody copies them by hand.
+"""The figures in docs/grow/scaling.md, taken from roles.ndjson: nobody copies them by hand.
 
 They are between `<!-- measured: NAME -->` and `<!-- end measured -->`, with one function a NAME.
 `python -m benchmarks.roles_document` and every recorded run write them again; a test compares.
@@ -16,7 +16,7 @@ from benchmarks.document import table
 from benchmarks.ratios import interval_of
 from benchmarks.roles_record import FOLDER, Case, Newest, newest, read
 
-DOCUMENT = FOLDER.parent / "docs" / "scaling.md"
+DOCUMENT = FOLDER.parent / "docs" / "grow" / "scaling.md"
 TITLES = {
     "up_singles": "`up`, 1 gateway, single readings",
     "up_hundreds": "`up`, 1 gateway, posts of 100",
@@ -39,7 +39,7 @@ _REGION = re.compile(
 
 
 def write() -> None:
-    """Write docs/scaling.md again."""
+    """Write docs/grow/scaling.md again."""
     DOCUMENT.write_text(refreshed(DOCUMENT.read_text(), newest(read())))
 
 

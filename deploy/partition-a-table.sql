@@ -4,7 +4,7 @@
 --     ingest schema adopt --yes
 --     ingest housekeeping run
 --
--- Run it as the role that owns the table. docs/operating.md ("Partitions for a plain table") says
+-- Run it as the role that owns the table. docs/run/database.md ("Partitions for a plain table") says
 -- when to use it, what waits meanwhile, and what to do if it stops. No reading is moved: the old
 -- table becomes the first partition, whole. Its end is the end of a day or month that lies ahead of
 -- all readings. It may be run again after any error: what was done is read from the catalog. A table

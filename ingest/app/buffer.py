@@ -1,27 +1,40 @@
 """The buffer that the settings choose: makes it, opens it, and empties it at the end of a drain.
 
 Promises: a journal is only opened where files survive a crash of the machine, unless the settings
-say that this does not matter.
+say that this does not matter; and only if all readings in it have the home that the declared tables
+give them now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ingest.buffers.journal.buffer import JournalBuffer
 from ingest.buffers.journal.log import Journal
-from ingest.buffers.journal.segments import PLAIN, WITH_TABLES, segment_files
+from ingest.buffers.journal.segments import PLAIN, WITH_TABLES, scans, segment_files
 from ingest.buffers.memory import MemoryBuffer
 from ingest.buffers.waiting import PUT_WAIT_S_MAX
+from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
 from ingest.config.values import MIB
 from ingest.model.block import SHARED_ROWS_MAX
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, DeadLetters, Work
-from ingest.system.files import filesystem_of, is_remote, is_volatile
+from ingest.system.clock import rfc3339_or_us
+from ingest.system.files import (
+    filesystem_of,
+    is_remote,
+    is_volatile,
+    replace_private,
+    sync_folder,
+)
 from ingest.system.logs import get_logger
 from ingest.system.state_folder import StateFolder
 from ingest.writer.refused_rows import set_aside_rest
@@ -62,13 +75,49 @@ def open_buffer(
     if settings.buffer == "journal":
         parts = folder.durable_parts(embedded=not settings.database_url)
         check_promise(parts, unsafe=settings.journal_unsafe, unless=UNLESS)
-    elif left := segment_files(folder.journal):
+        works = buffer.open()
+        _check_homes(folder.journal, settings)
+        return works
+    if left := segment_files(folder.journal):
         get_logger("journal").warning("journal_left_behind", files=len(left), why="buffer=memory")
         announce(
             f"a journal of {len(left)} files lies in {folder.journal} and is NOT read with "
             "--buffer memory: start with --buffer journal to store what it holds"
         )
     return buffer.open()
+
+
+def _check_homes(journal: Path, settings: Settings) -> None:
+    """Check that no reading in the journal would have another home if it were posted again.
+
+    The journal has a note of the columns that its readings were taken with. Where they differ from
+    those of now, no reading may be as late as the first `since`. Raises StartError.
+    """
+    note, taken_with = journal / "columns.json", list[tuple[str, str, int]]()
+    columns = [
+        (table.name, column, since_us)
+        for table in make_tables(settings).all
+        for column, since_us in zip(table.columns, table.since_us, strict=True)
+    ]
+    try:
+        with suppress(FileNotFoundError, msgspec.DecodeError):
+            taken_with = msgspec.json.decode(note.read_bytes(), type=list[tuple[str, str, int]])
+        if not (differ := {*columns} ^ {*taken_with}):
+            return
+        newest_us = max((each.newest_ts_us for each in scans(journal)), default=-(1 << 63))
+        table, column, since_us = min(differ, key=itemgetter(2))
+        if newest_us < since_us:
+            replace_private(note, msgspec.json.encode(columns), sync=True)
+            sync_folder(journal)
+            return
+    except OSError as error:
+        raise StartError(f"cannot use {note}: {error.strerror}") from error
+    raise StartError(
+        f"the journal has readings until {rfc3339_or_us(newest_us)} that were taken with other "
+        f"tables than tables_file declares now (column {column!r} of {table!r}, since "
+        f"{rfc3339_or_us(since_us)}): posted again, they would be stored twice; declare a later "
+        "`since` than theirs, or start once more as before until all is written"
+    )
 
 
 def check_promise(folders: Sequence[Path], *, unsafe: bool, unless: str) -> None:

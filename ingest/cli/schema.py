@@ -67,7 +67,14 @@ async def _apply(
     )
     tables = make_tables(settings).all
     partitions = partial(making.partitions_like, opened, target, span, ahead)
-    done += await column_tables.apply(opened, target, tables, role=args.role, partitions=partitions)
+    done += await column_tables.apply(
+        opened,
+        target,
+        tables,
+        device_index=args.device_index,
+        role=args.role,
+        partitions=partitions,
+    )
     view = await look_at(opened, target.name, span, target=target, sizes=False)
     if args.role and view.ours and args.role != view.owner:
         done.append(NOT_OWNER.format(role=args.role))

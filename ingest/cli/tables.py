@@ -31,7 +31,10 @@ from ingest.system.words import duration
 SUGGESTED_MAX = 20
 VALUES_MIN = 2.0  # of a row, on average: rows with one value cost more than those of readings
 FEW = 1_000  # readings that tell little
-BYTES_NARROW, BYTES_COLUMNS = (140, 220), (20, 45)  # of a reading with its key, docs/tables.md
+BYTES_NARROW, BYTES_COLUMNS = (
+    (140, 220),
+    (20, 45),
+)  # of a reading with its key, docs/run/database.md
 PLAIN = "sensors"  # the name of a table of metrics
 C_ORDER = 'pg_catalog."C"'  # the collation of names in a table that we have made
 _HOUR_US = 3_600_000_000

@@ -1,4 +1,4 @@
-"""What each event of the log means. docs/operating.md prints it, with the levels and the fields.
+"""What each event of the log means. docs/reference/metrics.md prints it, with levels and fields.
 
 Levels and fields are read from the code that logs. A test compares the events with this list.
 """

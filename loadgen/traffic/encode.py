@@ -2,7 +2,7 @@
 
 Pure. Promises: the same items give the same bytes. A body has the same readings in each format:
 times to the microsecond, values to the last bit.
-"mapped" is JSON of a form of its own: the service needs the source of docs/loadgen.md.
+"mapped" is JSON of a form of its own: the service needs the source of docs/reference/loadgen.md.
 """
 
 from __future__ import annotations

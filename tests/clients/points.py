@@ -67,7 +67,7 @@ def _value(at: int, random_: random.Random) -> tuple[str, float]:
 
 
 def row_of(point: Point, measurement: str) -> Row:
-    """Return the row that docs/line-protocol.md promises for a point."""
+    """Return the row that docs/use/senders.md promises for a point."""
     place = AS_METRIC[PLACES.index(point.place)]
     name = measurement if point.field == "value" else f"{measurement}.{point.field}"
     return Row(point.ts_us, point.device, f"{name},place={place}", float(point.value))

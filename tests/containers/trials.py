@@ -175,8 +175,8 @@ async def mqtt(project: Project) -> None:
 async def pods_of(folder: str, place: Place) -> None:
     """kubernetes/FOLDER: posts before the table is there, kills, a stop that loses nothing."""
     document, service = {
-        "base": ("docs/operating.md", "iot-ingest"),
-        "roles": ("docs/roles.md", "iot-ingest-gateway"),
+        "base": ("docs/run/operating.md", "iot-ingest"),
+        "roles": ("docs/grow/scaling.md", "iot-ingest-gateway"),
     }[folder]
     here = place.folder / folder
     here.mkdir()

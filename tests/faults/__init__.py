@@ -1,4 +1,4 @@
-"""The public fault matrix: `./run faults`, which writes FAULTS.md.
+"""The public fault matrix: `./run faults`, which writes docs/reference/faults.md.
 
 Faults under load against the real service and a real PostgreSQL; every reading is accounted for. It
 is a package beside tests/system, not in it: it is a program with a report, and pytest runs only a

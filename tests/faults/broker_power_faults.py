@@ -53,9 +53,7 @@ async def _remake_lost_stream(world: BrokerWorld) -> None:
 @fault(
     "B1",
     "power lost, one machine",
-    "nats-server's store and PostgreSQL's data on a FUSE file system; all processes killed at one "
-    "moment, {n} times, 50 % with the database out of reach; the file system loses what was not "
-    "fsynced (in 60 % of cases a random half of those pages is kept); all started again",
+    "as P1, for nats-server's store and PostgreSQL, {n} times",
     brokers=1,
     times=3,
     lazy_disk=True,
@@ -70,7 +68,7 @@ async def power_of_one(world: BrokerWorld) -> None:
 @fault(
     "B2",
     "power lost, all three machines",
-    "as B1, {n} times, with the stores of all three nats-servers on that file system",
+    "as B1, for all three stores, {n} times",
     brokers=3,
     times=3,
     lazy_disk=True,
@@ -84,8 +82,8 @@ async def power_of_three(world: BrokerWorld) -> None:
 
 @fault(
     "C5",
-    "nats-server's default sync_interval, one machine",
-    "as B1, {n} times, with fsync each 2 minutes (the roles start with broker_unsafe only)",
+    "default sync_interval, one nats-server",
+    "as B1, {n} times, fsync each 2 minutes",
     kind="control",
     brokers=1,
     broker_words=UNSYNCED,
@@ -104,8 +102,8 @@ async def one_unsynced(world: BrokerWorld) -> None:
 
 @fault(
     "C6",
-    "nats-server's default sync_interval, all three machines",
-    "as B2, {n} times, with fsync each 2 minutes",
+    "default sync_interval, three",
+    "as B2, {n} times, fsync each 2 minutes",
     kind="control",
     brokers=3,
     broker_words=UNSYNCED,

@@ -48,8 +48,7 @@ async def _kill_while_stalled(world: World, *, full: bool = False) -> None:
 @fault(
     "C1",
     "memory instead of the journal",
-    "`--buffer memory` of 200 readings, `ack=buffered`, SIGKILL {n} times while the database does "
-    "not answer and memory is full",
+    "`ack=buffered`; SIGKILL {n} times while its 200 readings are full",
     kind="control",
     times=3,
     quick_times=1,
@@ -67,8 +66,7 @@ async def memory(world: World) -> None:
 @fault(
     "C2",
     "PostgreSQL with synchronous_commit=off",
-    "SIGKILL to all of PostgreSQL at once, {n} times (wal_writer_delay=10s, so that WAL stays in "
-    "the memory that dies with it; the service starts with --database-unsafe only)",
+    "SIGKILL to all of PostgreSQL, {n} times; `--database-unsafe`",
     kind="control",
     times=4,
     database={"synchronous_commit": "off", "wal_writer_delay": "10s"},
@@ -87,7 +85,7 @@ async def asynchronous(world: World) -> None:
 @fault(
     "C3",
     "journal without fdatasync",
-    "as F27, {n} times, but the journal is never fsynced",
+    "as F27, {n} times",
     kind="control",
     mutant="no_journal_sync",
     times=4,
@@ -101,7 +99,7 @@ async def journal_unsynced(world: World) -> None:
 @fault(
     "M1",
     "acknowledges before the commit",
-    "`ack=committed` answered when the write begins; SIGKILL {n} times while it hangs",
+    "SIGKILL {n} times while the write hangs",
     kind="mutant",
     mutant="acks_early",
     asks="committed",
@@ -117,7 +115,7 @@ async def acks_early(world: World) -> None:
 @fault(
     "M2",
     "drops one reading in 10,000",
-    "no fault at all, {n} s of load",
+    "{n} s of load",
     kind="mutant",
     mutant="drops_one",
     rate=400.0,
@@ -132,7 +130,7 @@ async def drops_one(world: World) -> None:
 @fault(
     "M3",
     "dead letters without fsync",
-    "as F27, {n} times, but the dead letters are never fsynced",
+    "as F27, {n} times",
     kind="mutant",
     mutant="no_letter_sync",
     invalid=0.1,
@@ -151,8 +149,7 @@ async def _drop_key(world: World) -> None:
 @fault(
     "M4",
     "tries again without the key",
-    "as F11, {n} times: rows that may be there are written again as if they were new; the table "
-    "has no key",
+    "as F11, {n} times; the table has no key",
     kind="mutant",
     mutant="no_key",
     before=_drop_key,
@@ -168,7 +165,7 @@ async def no_key(world: World) -> None:
 @fault(
     "M5",
     "takes a failed write for a success",
-    "PostgreSQL stopped at once and started again, {n} times",
+    "PostgreSQL stopped and started, {n} times",
     kind="mutant",
     mutant="swallows",
     times=3,

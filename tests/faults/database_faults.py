@@ -31,8 +31,7 @@ MORE_FREEZES = 3  # of F8, while nothing was committed late
 @fault(
     "F6",
     "PostgreSQL restarted",
-    "stopped and started again {n} times, alternately with `fast` and with `immediate`; nothing is "
-    "dead-lettered for it",
+    "`fast` and `immediate`, {n} times",
     times=6,
 )
 async def restarted(world: World) -> None:
@@ -50,8 +49,7 @@ async def restarted(world: World) -> None:
 @fault(
     "F7",
     "PostgreSQL away until all is full",
-    "stopped until memory (5,000 readings) and journal (1 MiB) are full, and 3 s longer: 503 with "
-    "Retry-After, memory stays bounded, the service goes on by itself",
+    "5,000 readings in memory, 1 MiB of journal: 503 with Retry-After",
     settings={
         "buffer_rows_max": 5_000,
         "journal_bytes_max": 1 << 20,
@@ -82,10 +80,7 @@ async def away(world: World) -> None:
 @fault(
     "F8",
     "PostgreSQL frozen",
-    "SIGSTOP to postmaster and backends for 4 to 7 s (the service gives up after 3), in the middle "
-    "of an insert or just before one, SIGCONT, {n} times; `retries_max=0`, so that the readings "
-    "of that insert are set aside and come back by themselves: a late commit makes duplicates, not "
-    "second rows; the clients send nothing twice, so that each duplicate has this cause",
+    "SIGSTOP for 4 to 7 s around an insert, {n} times: a late commit is stored once",
     times=3,
     settings={"retries_max": 0},
     duplicates=0.0,
@@ -132,8 +127,8 @@ async def frozen(world: World) -> None:
 
 @fault(
     "F9",
-    "backends ended in the middle of a COPY",
-    "pg_terminate_backend for the service's connections, {n} times, each after 20 to 200 ms",
+    "backends ended in a COPY",
+    "pg_terminate_backend, {n} times",
     times=40,
 )
 async def terminated(world: World) -> None:
@@ -149,9 +144,7 @@ async def terminated(world: World) -> None:
 @fault(
     "F10",
     "PostgreSQL killed",
-    "{n} times under load, in a random order and equally often: SIGKILL to all of its processes at "
-    "once, SIGKILL to the postmaster alone, an immediate stop, SIGKILL to one backend (PostgreSQL "
-    "then crashes and recovers by itself); nothing is dead-lettered for it",
+    "{n} times: SIGKILL to all processes, the postmaster or a backend; an immediate stop",
     times=44,
     quick_times=2,
     limit_s=400,
@@ -176,7 +169,7 @@ async def killed(world: World) -> None:
 @fault(
     "F16",
     "table locked",
-    "ACCESS EXCLUSIVE lock for 3 to 5 s, {n} times: tried again, nothing dead-lettered",
+    "ACCESS EXCLUSIVE for 3 to 5 s, {n} times",
     times=2,
 )
 async def locked(world: World) -> None:
@@ -197,8 +190,7 @@ async def locked(world: World) -> None:
 @fault(
     "F17",
     "deadlock",
-    "another client inserts the same two keys in the other order, {n} times: PostgreSQL ends the "
-    "service's transaction with 40P01; the service tries again",
+    "the same keys in another order, {n} times",
     times=4,
     database={"deadlock_timeout": "200ms"},
 )
@@ -238,8 +230,7 @@ async def deadlocked(world: World) -> None:
 @fault(
     "F19",
     "too many connections",
-    "the service's connections ended, and all {n} free ones taken by other clients for 4 s: the "
-    "service waits, and does not connect too often",
+    "others take all {n} free ones for 4 s: few new tries",
     times=12,
     database={"max_connections": "16"},
 )

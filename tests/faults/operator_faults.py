@@ -15,9 +15,8 @@ async def _reload(world: World, *sql: str) -> None:
 
 @fault(
     "F18",
-    "read-only, as after a failover",
-    "default_transaction_read_only=on for 3 s, {n} times: the service waits, nothing is "
-    "dead-lettered",
+    "database read-only",
+    "default_transaction_read_only=on for 3 s, {n} times",
     times=2,
 )
 async def read_only(world: World) -> None:
@@ -62,9 +61,8 @@ async def paused(
 
 @fault(
     "F21",
-    "schema changed while the service runs",
-    "column renamed for 3 s; then a table whose `value` is of type bigint for 3 s; {n} rounds: "
-    "writes paused (on hold) with the reason, nothing dead-lettered, no wrong value",
+    "schema changed",
+    "a column renamed, then `value` as bigint, {n} rounds: on hold",
     times=2,
 )
 async def schema_changed(world: World) -> None:
@@ -90,8 +88,7 @@ async def schema_changed(world: World) -> None:
 @fault(
     "F22",
     "privilege and password changed",
-    "INSERT revoked for 3 s; password changed and connections ended for 3 s; {n} rounds: writes "
-    "paused (on hold), the service goes on by itself, nothing dead-lettered",
+    "INSERT revoked, then another password, {n} rounds: on hold",
     times=2,
 )
 async def locked_out(world: World) -> None:

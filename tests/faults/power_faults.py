@@ -35,9 +35,7 @@ async def machine_off(world: World) -> None:
 @fault(
     "P1",
     "power lost, whole machine",
-    "PostgreSQL's data, journal and dead letters on a FUSE file system; all processes killed at "
-    "one moment, {n} times, 50 % with the database out of reach; the file system loses what was "
-    "not fsynced (in 60 % of cases a random half of those pages is kept); all started again",
+    "service and PostgreSQL killed {n} times; a FUSE disk loses what was not fsynced",
     times=10,
     lazy_disk=True,
     invalid=0.05,
@@ -52,7 +50,7 @@ async def power(world: World) -> None:
 @fault(
     "C4",
     "journal without fdatasync, whole machine",
-    "as P1, {n} times, the journal never fsynced",
+    "as P1, {n} times",
     kind="control",
     mutant="no_journal_sync",
     times=4,

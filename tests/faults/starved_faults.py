@@ -30,9 +30,7 @@ def _cpu_s(pid: int) -> float:
 @fault(
     "F29",
     "no file descriptors left",
-    "RLIMIT_NOFILE of the running service set below what it uses while 60 clients connect, {n} "
-    "times for 1.5 s: the journal cannot open a new file, connections cannot be accepted; each "
-    "time the log has EMFILE, and the new tries take less than 30 % of a core",
+    "for 1.5 s, {n} times: less than 30 % of a core",
     times=3,
     settings={"journal_segment_bytes": 8192},
 )
@@ -74,9 +72,7 @@ async def without_descriptors(world: World) -> None:
 @fault(
     "F30",
     "out of memory",
-    "the service's cgroup gets a limit of 256 KiB above its use, while the database does not "
-    "answer and posts of 5,000 readings come, {n} times: the kernel kills the service; it is "
-    "started again; the readings of those posts that it had accepted are there too",
+    "a cgroup's limit, posts of 5,000 readings in an outage, {n} times",
     times=3,
 )
 async def out_of_memory(world: World) -> None:
@@ -128,7 +124,7 @@ async def _grow(world: World, number: int) -> None:
 @fault(
     "F31",
     "no processor",
-    "the service is stopped for 95 of each 100 ms, for {n} s",
+    "stopped for 95 of each 100 ms, for {n} s",
     times=5,
 )
 async def starved(world: World) -> None:

@@ -33,9 +33,7 @@ async def _rounds(world: World) -> AsyncIterator[int]:
 @fault(
     "F51",
     "synchronous standby missing",
-    "synchronous_standby_names names nobody for 15 s, {n} times: each commit waits, and a backend "
-    "waits on after its client has gone; the service has at most two connections more than "
-    "writers, names the standby as the reason, and writes all readings afterwards",
+    "for 15 s, {n} times: named as the reason; at most two more connections",
     times=2,
     settings={"writers": WRITERS},
     database={"max_connections": "30"},
@@ -69,8 +67,7 @@ async def _password_file(world: World) -> None:
 @fault(
     "F52",
     "password and its file changed",
-    "the role gets another password and its connections end; 3 s later the file of "
-    "`database_url_file` has it; {n} changes: writes are paused, and go on without a restart",
+    "the file 3 s after the password, {n} times: no restart",
     times=4,
     before=_password_file,
 )
@@ -91,8 +88,7 @@ async def password_file(world: World) -> None:
 @fault(
     "F53",
     "start without the database",
-    "PostgreSQL stopped and the service killed; the service starts, takes posts for 3 s, is killed "
-    "again and starts again; then PostgreSQL comes back; {n} times",
+    "posts, a kill, a start; then the database comes, {n} times",
     times=3,
 )
 async def start_without_database(world: World) -> None:
@@ -111,9 +107,8 @@ async def start_without_database(world: World) -> None:
 
 @fault(
     "F54",
-    "socket folder of the embedded database removed",
-    "a second service with an embedded database: its folder of sockets is removed and its "
-    "connections end, {n} times; it stores the posts of before and after without a restart",
+    "socket folder of the embedded database gone",
+    "and its connections end, {n} times: no restart",
     times=2,
 )
 async def sockets_removed(world: World) -> None:
@@ -162,9 +157,8 @@ async def _pooled(world: World) -> None:
 
 @fault(
     "F55",
-    "PgBouncer between service and database",
-    "in session mode: killed and started again {n} times, and once for 3 s in transaction mode: "
-    "writes are paused with a reason that names the pooler, and go on in session mode",
+    "PgBouncer in between",
+    "killed {n} times; then transaction mode: on hold, the pooler is named",
     times=4,
     before=_pooled,
 )

@@ -42,8 +42,7 @@ async def _refused_alone(
 @fault(
     "F56",
     "policy for rows",
-    "row-level security refuses some devices: {n} such readings become dead letters, each alone; "
-    "all others are stored, and writes never pause",
+    "{n} readings refused: only these become dead letters",
     times=4,
 )
 async def row_policy(world: World) -> None:
@@ -83,9 +82,7 @@ async def _partitioned(world: World) -> None:
 @fault(
     "F57",
     "no partition for a row",
-    "a partitioned table without a partition for 2001, then a trigger that forwards to a table "
-    "which does not exist for 2021: {n} such readings each become dead letters, alone; all others "
-    "are stored",
+    "2 tables, {n} readings each: only these become dead letters",
     times=3,
     before=_partitioned,
 )
@@ -112,8 +109,7 @@ async def no_partition(world: World) -> None:
 @fault(
     "F58",
     "column of another precision",
-    "an empty table whose `ts` is timestamptz(3) takes the place of the real one for 3 s, {n} "
-    "times, and the periodic check is off: no row is stored in it; writes are paused",
+    "timestamptz(3) for 3 s, {n} times: on hold, nothing rounded",
     times=2,
     settings={"schema_check_s": BLIND_S},
 )
@@ -131,8 +127,7 @@ async def other_precision(world: World) -> None:
 @fault(
     "F59",
     "INSERT rule",
-    "`do instead nothing` for 3 s, {n} times, and the periodic check is off: writes are paused, no "
-    "reading is lost",
+    "`do instead nothing` for 3 s, {n} times: on hold",
     times=2,
     settings={"schema_check_s": BLIND_S},
 )
@@ -148,8 +143,7 @@ async def insert_rule(world: World) -> None:
 @fault(
     "F60",
     "nondeterministic collation",
-    "Debian's PostgreSQL; a table whose names ignore case takes the place of the real one for 3 s, "
-    "{n} times, and the periodic check is off: writes are paused, so no two devices become one",
+    "names without case for 3 s, {n} times: on hold",
     times=2,
     settings={"schema_check_s": BLIND_S},
     debian=True,
@@ -179,8 +173,7 @@ async def _hypertable(world: World) -> None:
 @fault(
     "F61",
     "hypertable",
-    "Debian's PostgreSQL with TimescaleDB; the table is a hypertable with chunks of 10 minutes; "
-    "the server is killed {n} times, and chunks older than all posts are dropped under load",
+    "chunks dropped under load, the server killed {n} times",
     times=3,
     debian=True,
     database={"shared_preload_libraries": "timescaledb", "timescaledb.telemetry_level": "off"},

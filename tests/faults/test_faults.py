@@ -12,7 +12,7 @@ import pytest
 from loadgen.proof.conclude import Result
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import Fault as Reading
-from tests.faults import broker_report, report, years_report
+from tests.faults import report
 from tests.faults.__main__ import parser
 from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES, YEARS_MODULES
 from tests.faults.matrix import BROKER, SERVE, YEARS, of_table, place
@@ -22,7 +22,7 @@ from tests.faults.runner import Done
 from tests.faults.selections import CI, SELECTIONS, names_of
 from tests.faults.trial import Found
 from tests.faults.world import World
-from tests.system.service import REPOSITORY, Reply, run_command
+from tests.system.service import Reply, run_command
 
 # The faults of the plan's table for one machine without workers or a broker. From 51 on: what
 # attackers and operators found.
@@ -30,8 +30,7 @@ WANTED = [
     f"F{number}" for number in (*range(2, 23), *range(25, 33), *range(34, 40), 48, *range(50, 62))
 ]
 LETTERS = {SERVE: "FP", BROKER: "B", YEARS: "Y"}
-# Of each table: what writes its document, and its first fault.
-RECORDS = {SERVE: (report, "F2"), BROKER: (broker_report, "B1"), YEARS: (years_report, "Y1")}
+FIRST = {SERVE: "F2", BROKER: "B1", YEARS: "Y1"}  # of each table
 
 
 @pytest.mark.slow
@@ -85,9 +84,15 @@ def test_selection_with_a_record_is_its_whole_table(
 
 
 def test_the_report_shows_all_that_the_code_has() -> None:
-    """All documents agree with the code: a new, removed or changed fault needs a new run."""
-    for table, (record, _) in RECORDS.items():
-        assert report.missing_from(record.PATH.read_text(), of_table(table)) == []
+    """Each part of the page agrees with the code: a changed fault needs a new run."""
+    page = report.PAGE.read_text()
+    for table in FIRST:
+        assert report.missing_from(report.part_of(page, table), of_table(table)) == []
+        assert "not yet" in report.part_of(
+            report.put(page, f"{table}-tables", "not yet"), f"{table}-tables"
+        )
+    with pytest.raises(ValueError, match="no part ci"):
+        report.put(page, "ci", "")
 
 
 def _done(name: str, **found: object) -> Done:
@@ -107,9 +112,10 @@ def _all_green(table: str = SERVE) -> list[Done]:
 
 def test_the_report_is_red_where_a_run_is() -> None:
     """The report shows what was found, and its check sees each difference."""
-    for table, (record, first) in RECORDS.items():
-        faults, text = of_table(table), record.text
-        document = text(_all_green(table), 1.0)
+    for table, first in FIRST.items():
+        faults, text = of_table(table), report.table
+        document = text(_all_green(table))
+        assert "Red: none." in document
         assert report.missing_from(document, faults) == []
         for name in faults:
             row = next(line for line in document.splitlines() if line.startswith(f"| {name} |"))
@@ -122,7 +128,8 @@ def test_the_report_is_red_where_a_run_is() -> None:
         ]
         others = [each for each in _all_green(table) if each.fault.name != first]
         red = [*others, _done(first, lost=3, broken=["lost x 3"])]
-        assert report.missing_from(text(red, 1.0), faults) == [f"{first}: **RED**: lost x 3"]
+        assert report.missing_from(text(red), faults) == [f"{first}: **RED**: lost x 3"]
+        assert f"Red: {first}." in report.totals(red)
 
 
 @pytest.mark.parametrize(
@@ -230,16 +237,15 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
     monkeypatch.delenv("INGEST_TEST_STRICT", raising=False)
     assert done.green
     others = [each for each in _all_green() if each.fault.name != "F20"]
-    shown = report.text([*others, done], 1.0)
+    shown = report.table([*others, done])
     assert report.missing_from(shown, OF_SERVE) == ["F20: not tested: needs root"]
     monkeypatch.setenv("INGEST_TEST_STRICT", "1")
     assert not done.green
 
 
 def test_the_page_shows_commands_that_are_understood() -> None:
-    """The command line takes each command of docs/loadgen.md; the faults that it names exist."""
-    section = (REPOSITORY / "docs/loadgen.md").read_text().split("## Fault tests")[1]
-    commands = re.findall(r"^\./run faults(.*?)  ", section, re.MULTILINE)
+    """The command line takes each command of the page; the faults that it names exist."""
+    commands = re.findall(r"^\./run faults(.*?)  ", report.PAGE.read_text(), re.MULTILINE)
     assert len(commands) == 8
     for command in commands:
         chosen = parser().parse_args(command.split())

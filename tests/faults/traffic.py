@@ -1,7 +1,7 @@
 """The traffic of a World: that of `loadgen verify`, in crowds, with the times of its answers.
 
 Every other CROWD of posts is due at one moment: they share frames of the journal and blocks.
-Does not: judge. FAULTS.md lists these figures, which have no limit.
+Does not: judge. A run prints these figures, which have no limit.
 """
 
 from __future__ import annotations

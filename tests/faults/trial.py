@@ -48,7 +48,6 @@ class Found:
     notes: list[str] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     rss_mb: float = 0.0
-    forgotten_bytes: int = 0
 
 
 class Trial:

@@ -23,9 +23,7 @@ async def _small_archive(world: YearsWorld) -> None:
 @fault(
     "Y4",
     "disk of the archive is full",
-    "the archive on a tmpfs of 512 KiB, of which three pages are left, {n} times: runs say that "
-    "there is no room, or that a write found none; detached readings stay in their tables, files "
-    "of before are as they were, posts are answered; with room the next run goes on",
+    "three pages left, {n} times: it says so and drops nothing; with room it goes on",
     years=True,
     settings={"housekeeping": False, "rollups": False, "disk_free_bytes_min": 0},
     before=_small_archive,

@@ -15,10 +15,6 @@ from tests.faults.matrix import fault
 from tests.faults.years_world import YearsWorld
 
 CALLS_MAX = 150  # of a run to the database and to its files, among which one is drawn
-MOMENTS = (
-    "by turns 0 to 1.2 s after the begin of a run, up to 0.2 s after a partition has gone a step "
-    "further, up to 0.1 s after a file was begun"
-)
 TRIES = 4  # for each kill: a run may end before its moment comes
 OF_HOUSEKEEPING = (
     "select pid from pg_stat_activity where application_name = 'iot-ingest housekeeping'"
@@ -28,7 +24,7 @@ OF_HOUSEKEEPING = (
 @fault(
     "Y1",
     "service killed while it archives",
-    f"the service does the housekeeping, and gets SIGKILL {{n}} times, {MOMENTS}",
+    "SIGKILL {n} times: at a drawn moment of a run, a step, a file",
     years=True,
     times=17,
     limit_s=420,
@@ -48,9 +44,7 @@ async def service_killed(world: YearsWorld) -> None:
 @fault(
     "Y2",
     "PostgreSQL killed while it archives",
-    f"{{n}} times, {MOMENTS}; in a random order and equally often: "
-    "SIGKILL to all of its processes at once, SIGKILL to the postmaster alone, an immediate stop, "
-    "SIGKILL to the backend of the housekeeping",
+    "as F10, at the moments of Y1, {n} times",
     years=True,
     settings={"rollups": False},
     times=16,
@@ -85,9 +79,7 @@ async def _kill_backend(world: YearsWorld) -> None:
 @fault(
     "Y3",
     "run of the housekeeping killed",
-    "`ingest housekeeping run --yes` as a process of its own, {n} times: by turns SIGKILL at a "
-    "moment as of Y1, and SIGKILL by itself before one of the first 150 calls to the database, or "
-    "to a file of the archive, from the first partition on that leaves",
+    "SIGKILL {n} times: as Y1, or before one of its 150 first calls",
     years=True,
     settings={"housekeeping": False, "rollups": False},
     times=17,
@@ -137,7 +129,7 @@ async def _with_mutant(world: YearsWorld, mutant: str) -> None:
 @fault(
     "M7",
     "drops what is not in the archive",
-    "{n} runs that take a partition for verified which was never written",
+    "{n} runs",
     kind="mutant",
     years=True,
     settings={"housekeeping": False},
@@ -153,7 +145,7 @@ async def archives_nothing(world: YearsWorld) -> None:
 @fault(
     "M8",
     "forgets the old file in a merge",
-    "{n} runs whose new files have the late readings alone, and replace the old files",
+    "{n} runs",
     kind="mutant",
     years=True,
     settings={"housekeeping": False},
@@ -169,7 +161,7 @@ async def forgets_old_files(world: YearsWorld) -> None:
 @fault(
     "M9",
     "leaves a partition in the table",
-    "{n} runs that archive a partition, and attach it again instead of dropping it",
+    "{n} runs",
     kind="mutant",
     years=True,
     settings={"housekeeping": False},

@@ -43,9 +43,7 @@ async def _store_one_day(world: YearsWorld, days_back: int) -> str:
 @fault(
     "Y7",
     "partition detached by hand",
-    "an operator detaches a partition with readings, {n} times; others for its time come 4 s long, "
-    "and are archived; then it is attached again, as soon as no other partition has its time: the "
-    "next run merges it with the files",
+    "{n} times, later attached again: the next run merges",
     years=True,
     settings={"housekeeping": False},
     times=4,
@@ -86,9 +84,7 @@ async def _attach_again(world: YearsWorld, name: str, bounds: str) -> None:
 @fault(
     "Y8",
     "partition half detached by hand",
-    "an operator's DETACH .. CONCURRENTLY is cut off while it waits for another session, {n} "
-    "times: no query sees the partition, and none can be made in its place; the housekeeping ends "
-    "the detach, says so, and readings of its time come back by themselves",
+    "DETACH .. CONCURRENTLY cut off, {n} times: it is ended, and told",
     years=True,
     settings={"log_level": "info"},
     times=2,
@@ -155,9 +151,7 @@ async def _role_without_rights(world: YearsWorld) -> None:
 @fault(
     "Y9",
     "housekeeping role without rights",
-    "`housekeeping_url` has a role that owns nothing, for 6 s, {n} times: readings of days without "
-    "a partition are set aside, posts are answered, `housekeeping plan` and the log name the role "
-    "and what it lacks; once it is a member of the owner, all goes on by itself",
+    "for 6 s, {n} times: readings wait, the log says what it lacks",
     years=True,
     before=_role_without_rights,
     times=3,

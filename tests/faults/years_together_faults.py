@@ -16,9 +16,7 @@ ANSWER_S_MAX = 6.0
 @fault(
     "Y5",
     "two instances and a run",
-    "two services with the same table and archive, which both do the housekeeping each 3 s, "
-    "take posts by turns; beside them `ingest housekeeping run --yes` {n} times, two at once: each "
-    "partition leaves once, and the others say that a run is under way",
+    "two services and {n} runs: each partition leaves once",
     years=True,
     times=8,
     limit_s=300,
@@ -52,10 +50,8 @@ async def two_instances(world: YearsWorld) -> None:
 
 @fault(
     "Y6",
-    "late readings into a day that is being archived",
-    "SIGSTOP to a run of the housekeeping 0 to 0.8 s after its begin, {n} times; readings are "
-    "posted to each of the days that are leaving while it stands still for 1 to 2 s, then SIGCONT: "
-    "no post waits for it, and the next run merges them",
+    "late readings into a day that leaves",
+    "SIGSTOP to a run for 1 to 2 s, {n} times: no post waits, the next run merges",
     years=True,
     settings={"housekeeping": False, "rollups": False},
     times=12,

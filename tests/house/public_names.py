@@ -1,4 +1,4 @@
-"""What users type or read, as names of the code as it is now (docs/upgrading.md).
+"""What users type or read, as names of the code as it is now (docs/run/upgrading.md).
 
 RECORD_ANEW is the command that records them. Until the first release a name may change: the record
 shows it in the diff of its commit. At the release it is made anew; from then on none may go.

@@ -1,4 +1,4 @@
-"""docs/contract.md agrees with the code: verdicts, answers and states."""
+"""docs/reference/contract.md agrees with the code: verdicts, answers and states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingest.model.reading import REASONS
 from ingest.sinks.postgres.schema import KEY
 from ingest.sinks.postgres.sqlstate import verdict_for
 
-CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "contract.md").read_text()
+CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "reference" / "contract.md").read_text()
 TESTS = Path(__file__).parents[1]
 BY_COLUMN = "23502"  # the verdict depends on the column
 OPERATORS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")

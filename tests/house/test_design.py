@@ -1,91 +1,60 @@
-"""DESIGN.md, the glossary, citations: each decision is short and dated, each citation exists."""
+"""DESIGN.md, decisions, glossary: decisions are few, short and dated; what is cited exists."""
 
 from __future__ import annotations
 
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from datetime import date
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import ingest
 from ingest.config.settings import Settings
+from tests.support.documents import DOCUMENTS
 
 PACKAGE = Path(ingest.__file__).parent
 REPOSITORY = PACKAGE.parent
 DESIGN = (REPOSITORY / "DESIGN.md").read_text()
-GLOSSARY = (REPOSITORY / "docs" / "glossary.md").read_text()
-OPERATING = (REPOSITORY / "docs" / "operating.md").read_text()
-WORDS_MAX = 90
+DECISIONS = {name: text for name, text in DOCUMENTS.items() if name.startswith("docs/decisions/")}
+GLOSSARY = DOCUMENTS["docs/reference/contract.md"].split("\n## Glossary\n")[1]
+METRICS = DOCUMENTS["docs/reference/metrics.md"]
+LINES_MAX = 300  # of DESIGN.md
+DECISIONS_MAX = 120
+WORDS_MAX = 60
 NOUNS_MAX = 30
 
 _DECISION = re.compile(
-    r"^\*\*(\d+)\. (.+?)\*\* \*(\d{4}-\d\d-\d\d), (in force|replaced by (\d+))(?:, from (\d+))?\.\*"
-    r"\n(.+?)(?=\n\n|\n?\Z)",
-    re.MULTILINE | re.DOTALL,
+    r"^### (\d+)\. [^\n]+\n\n\*(\d{4}-\d\d-\d\d)\.\* (.+?)(?=\n\n|\n?\Z)", re.MULTILINE | re.DOTALL
 )
 # Documents of the authors that are in no repository.
-_OUT_OF_REACH = re.compile(
-    r"\.\./(?:research|design|reference)\b|\breliab" r"ility [0-9]|CONT" r"RACT\.md"
-)
-_CITATION = re.compile(r"\bDESIGN(?:\.md)?,? ([0-9]+)\b|\b[Dd]ecision ([0-9]+)\b")
+_OUT_OF_REACH = re.compile(r"\.\./(?:research|design)\b|\breliab" r"ility [0-9]|CONT" r"RACT\.md")
+_CITATION = re.compile(r"\bDESIGN(?:\.md)?,? ([0-9]+)\b|\b[Dd]ecisions? ([0-9]+)\b")
+_LINK = re.compile(r"\[([0-9]+)\]\((?:docs/decisions/)?(\w+\.md)\)")  # in DESIGN.md and the like
 
 
-class Decision(NamedTuple):
-    """One decision of DESIGN.md; `replaced_by` and `split_from` are numbers of others."""
-
-    title: str
-    day: str
-    replaced_by: int | None
-    split_from: int | None
-    text: str
-
-
-def decisions(design: str) -> dict[int, Decision]:
-    """Return the decisions by number. A number twice, or a decision without a date, is an error."""
-    found = {}
-    for number, title, day, _, replaced_by, split_from, text in _DECISION.findall(design):
-        assert int(number) not in found, f"{number} stands twice"
-        found[int(number)] = Decision(
-            title, day, int(replaced_by or 0) or None, int(split_from or 0) or None, text
-        )
-    begun = {int(each) for each in re.findall(r"^\*\*(\d+)\. ", design, re.MULTILINE)}
-    assert begun == set(found), f"not written as the others: {begun ^ set(found)}"
-    return found
-
-
-def never_used(design: str) -> set[int]:
-    """Return the numbers that the design says no decision ever had."""
-    (line,) = re.findall(r"^(\d[0-9, to\n]+): never used\.", design, re.MULTILINE)
-    numbers = set()
-    for each in re.split(r",\s", line):
-        first, _, last = each.partition(" to ")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    return numbers
-
-
-def faults_of(design: str) -> Iterator[str]:
-    """Yield the faults of the decisions."""
-    found = decisions(design)
-    unused = never_used(design)
-    if unused | set(found) != set(range(1, max(found) + 1)) or unused & set(found):
-        yield "a number is missing, or said not to be used"
-    for number, each in found.items():
-        words = len(each.text.split())
-        if words > WORDS_MAX:
-            yield f"{number} has {words} words"
-        date.fromisoformat(each.day)
-        if {each.replaced_by, each.split_from} - {None, *found} or each.replaced_by == number:
-            yield f"{number} names a decision that is not there"
-        if re.search(r"\bcontract\b", each.text) and "docs/contract.md" not in each.text:
-            yield f"{number} speaks of the contract and does not lead there"
+def faults_of(texts: Mapping[str, str]) -> Iterator[str]:
+    """Yield the faults of the files of decisions."""
+    numbers: list[str] = []
+    for name, text in texts.items():
+        found = _DECISION.findall(text)
+        if len(found) != len(re.findall("^###", text, re.MULTILINE)):
+            yield f"{name}: one is not written as the others, or has no date"
+        for number, day, reason in found:
+            date.fromisoformat(day)
+            words = len(reason.split())
+            if words > WORDS_MAX:
+                yield f"{name}: {number} has {words} words"
+            if number in numbers:
+                yield f"{number} stands twice"
+            numbers.append(number)
+    if len(numbers) > DECISIONS_MAX:
+        yield f"{len(numbers)} decisions, at most {DECISIONS_MAX}: merge two, or take one out"
 
 
 @cache
@@ -104,50 +73,50 @@ def texts() -> list[tuple[str, str]]:
     return found
 
 
-def test_decisions_are_numbered_dated_and_short() -> None:
-    """Each number is a decision or was never used; each decision has a date, a status, one idea."""
-    assert len(decisions(DESIGN)) > 100
-    assert list(faults_of(DESIGN)) == []
+def test_decisions_are_few_dated_and_short() -> None:
+    """Each has a number of its own, a date, and at most 60 words."""
+    assert list(faults_of(DECISIONS)) == []
+    assert len(DESIGN.splitlines()) <= LINES_MAX
 
 
 @pytest.mark.parametrize(
     ("was", "becomes"),
     [
-        ("**6. ", "**62. "),
-        ("**133. ", "**999. "),
-        ("in force.*\nFull jitter", "in force.*\n" + "so " * WORDS_MAX + "Full jitter"),
-        ("in force.*\nFull jitter", "replaced by 36.*\nFull jitter"),
-        ("Full jitter alone", "As in the contract, full jitter alone"),
+        ("### 3. ", "### 7. "),
+        ("*2026-11-25.* asyncpg", "asyncpg"),
+        ("*2026-11-25.* asyncpg", "*2026-11-25.* " + "so " * WORDS_MAX + "asyncpg"),
     ],
 )
 def test_fault_of_a_decision_is_found(was: str, becomes: str) -> None:
-    """Each of the checks can fail."""
-    forged = DESIGN.replace(was, becomes)
-    assert forged != DESIGN
-    assert list(faults_of(forged))
+    """A number that is there twice, no date, too many words."""
+    writer = "docs/decisions/writer.md"
+    forged = DECISIONS[writer].replace(was, becomes)
+    assert forged != DECISIONS[writer]
+    assert list(faults_of({**DECISIONS, writer: forged}))
 
 
-@pytest.mark.parametrize(
-    ("was", "becomes"),
-    [("**6. ", "**7. "), ("*2026-11-25, in force.*\nFull jitter", "*in force.*\nFull jitter")],
-)
-def test_decision_that_is_twice_or_without_a_date_is_found(was: str, becomes: str) -> None:
-    """A decision that is there twice, or has no date, is an error."""
-    with pytest.raises(AssertionError, match=r"twice|not written as the others"):
-        decisions(DESIGN.replace(was, becomes))
-
-
-def test_cited_decisions_are_in_force() -> None:
-    """Code cites only decisions that are in force."""
-    found = decisions(DESIGN)
-    cited = {
-        (path, int(first or second))
+def test_cited_decisions_are_there() -> None:
+    """A text, a comment or a decision names numbers of decisions; a link leads to the file."""
+    homes = {
+        number: Path(name).name
+        for name, text in DECISIONS.items()
+        for number, _, _ in _DECISION.findall(text)
+    }
+    cited = [
+        (path, first or second)
         for path, text in texts()
         for first, second in _CITATION.findall(text)
         if Path(path).name != Path(__file__).name
-    }
+    ]
     assert any(path.endswith(".py") for path, _ in cited)
-    assert [each for each in cited if each[1] not in found or found[each[1]].replaced_by] == []
+    assert [each for each in cited if each[1] not in homes] == []
+    linked = [each for _, text in texts() for each in _LINK.findall(text)]
+    assert len(linked) > len(DECISIONS)
+    assert [each for each in linked if homes.get(each[0]) != each[1]] == []
+    in_words = [
+        number for text in DECISIONS.values() for number in re.findall(r"\(([0-9]+)\)", text)
+    ]
+    assert [each for each in in_words if each not in homes] == []
 
 
 def test_nothing_cites_what_a_reader_cannot_open() -> None:
@@ -196,17 +165,13 @@ def test_glossary_leads_to_what_is_there() -> None:
             if "/" in place:
                 assert (PACKAGE / place).exists(), place
             else:
-                assert place in settings or f"| `{place}` |" in OPERATING, place
+                assert place in settings or f"| `{place}` |" in METRICS, place
 
 
-@pytest.mark.parametrize("name", ["DESIGN.md", "docs/contract.md"])
-def test_settings_that_a_document_names_are_there(name: str) -> None:
-    """Each setting in a document exists under this name."""
-    named = set(
-        re.findall(
-            r"`(?!ingest_)([a-z_]+_(?:max|min|s|rows|bytes|days))`",
-            (REPOSITORY / name).read_text(),
-        )
-    )
+def test_settings_that_contract_and_decisions_name_are_there() -> None:
+    """Each setting exists under this name."""
+    pattern = r"`(?!ingest_)([a-z_]+_(?:max|min|s|rows|bytes|days))`"
+    texts_of = (DOCUMENTS["docs/reference/contract.md"], *DECISIONS.values())
+    named = set(re.findall(pattern, "\n".join(texts_of)))
     assert len(named) > 5
     assert sorted(named - {each.name for each in fields(Settings)}) == []

@@ -1,6 +1,6 @@
 """Documents show tables and figures as the code prints them; links lead somewhere.
 
-`python -m tests.printing.documents --write docs/*.md deploy/ingest.env.example
+`python -m tests.printing.documents --write docs/*/*.md deploy/ingest.env.example
 deploy/nats/roles.conf`, `python -m tests.printing.openapi`, `python -m benchmarks.results` and
 `python -m benchmarks.roles_document` repair what fails here; the author repairs links.
 """
@@ -18,12 +18,11 @@ from benchmarks.document import anchor
 from benchmarks.record import newest_of, read
 from ingest.cli.commands import COMMANDS
 from ingest.config.settings import env_example
-from ingest.model import codes
 from ingest.receiver.endpoint import FILE
 from ingest.system.log_events import EVENTS
 from tests.printing import openapi
 from tests.printing.documents import TABLES, log_calls, metrics_table, roles_text
-from tests.support.documents import DOCUMENTS, README, REPOSITORY, without_fences
+from tests.support.documents import DOCUMENTS, README, REPOSITORY, fences, without_fences
 
 EXAMPLE = REPOSITORY / "deploy" / "ingest.env.example"
 ROLES = REPOSITORY / "deploy" / "nats" / "roles.conf"
@@ -59,8 +58,8 @@ def test_readme_shows_the_figures_on_record() -> None:
 
 
 def test_scaling_shows_the_figures_on_record() -> None:
-    """docs/scaling.md has the newest figures of `./run bench --roles`, in all its tables."""
-    text = DOCUMENTS["docs/scaling.md"]
+    """docs/grow/scaling.md has the newest figures of `./run bench --roles`, in all its tables."""
+    text = DOCUMENTS["docs/grow/scaling.md"]
     newest = roles_record.newest(roles_record.read())
     for name in roles_document.PARTS:
         assert text.count(f"<!-- measured: {name} -->") == 1
@@ -70,17 +69,12 @@ def test_scaling_shows_the_figures_on_record() -> None:
         assert roles_document.refreshed(text.replace(begin, f"{begin}9.99 "), newest) == text
 
 
-def test_readme_table_of_statuses_has_every_status() -> None:
-    """The README's table has each status of the service."""
-    section = README.split("### Statuses\n")[1].split("\n##")[0]
-    named = {int(each) for each in re.findall(r"\b[2-5][0-9]{2}\b", section)}
-    assert named == {200, 202, *(each.status for each in codes.PROBLEMS.values())}
-
-
 def test_documents_name_every_word_of_the_command_line() -> None:
     """The documents name each command."""
-    missing = [word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/settings.md"]]
-    assert not missing, f"docs/settings.md shows no `ingest {missing[0]}`"
+    missing = [
+        word for word in COMMANDS if f"ingest {word}" not in DOCUMENTS["docs/reference/settings.md"]
+    ]
+    assert not missing, f"docs/reference/settings.md shows no `ingest {missing[0]}`"
     assert all(each.purpose for each in COMMANDS.values())
 
 
@@ -89,6 +83,36 @@ def test_example_of_the_environment_is_what_the_code_prints() -> None:
     assert EXAMPLE.read_text() == env_example()
     assert ROLES.read_text() == roles_text()
     assert FILE.read_text() == openapi.text()
+
+
+RUN = {"sh", "python", "js", "sql"}
+COMMAND = re.compile(
+    r"^(?:\w+=\S+ )*(?:\./run|ingest|curl|docker|kubectl|psql|python3|export|sed|create|select)\b",
+    re.MULTILINE,
+)
+
+
+def test_each_fenced_command_is_run_by_a_test_that_its_page_names() -> None:
+    """Commands are marked as their language; at most ten in all documents are not run.
+
+    A page begins with `<!-- run by: test_x.py, test_y.py -->`, the tests that run its blocks. The
+    same before a block is for this block only; `<!-- not run: why -->` says that no test runs it.
+    """
+    tests = {path.name: path for path in (REPOSITORY / "tests").rglob("*.py")}
+    not_run, wrong = list[str](), list[str]()
+    for page, text in DOCUMENTS.items():
+        head = re.match(r"<!-- run by: (.+) -->\n", text)
+        for fence in fences(text):
+            place = f"{page}: {fence.text.partition(chr(10))[0]}"
+            run_by = fence.run_by or (head[1] if head else "")
+            if fence.not_run:
+                not_run.append(place)
+            elif fence.language in RUN and not set(filter(None, run_by.split(", "))) & tests.keys():
+                wrong.append(f"{place}: no test is named that runs it")
+            elif fence.language not in RUN and not fence.run_by and COMMAND.search(fence.text):
+                wrong.append(f"{place}: a command is marked as ```{fence.language}")
+    assert not wrong, "\n".join(wrong)
+    assert len(not_run) <= 10, "\n".join(not_run)
 
 
 def test_metrics_of_the_contract_are_in_the_table() -> None:
@@ -123,7 +147,7 @@ def test_files_that_code_and_glossary_name_exist() -> None:
     there = [str(path) for path in (*ours, *(REPOSITORY / "tests").rglob("*.py"))]
     missing = [
         f"{path}: {name}"
-        for path in (*ours, REPOSITORY / "docs" / "glossary.md")
+        for path in (*ours, REPOSITORY / "docs" / "reference" / "contract.md")
         for name in re.findall(r"(?<![\w.*/{}-])(?:\w+/)*\w+\.py\b", path.read_text())
         if not any(each.endswith(f"/{name}") for each in there)
     ]
@@ -132,7 +156,7 @@ def test_files_that_code_and_glossary_name_exist() -> None:
 
 MARKDOWN = sorted(
     path.relative_to(REPOSITORY)
-    for pattern in ("*.md", "docs/*.md", "deploy/**/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "benchmarks/*.md")
     for path in REPOSITORY.glob(pattern)
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
@@ -170,9 +194,15 @@ def test_links_of_documents_lead_somewhere(path: Path) -> None:
 
 def test_every_document_is_reached_from_the_readme() -> None:
     """Links lead from README.md to each document and picture, over some steps or directly."""
-    design = (REPOSITORY / "DESIGN.md").read_text()
-    assert "(DESIGN.md)" in README
-    for path in sorted((REPOSITORY / "docs").iterdir()):
-        name = f"docs/{path.name}"
-        linked = f"({name}" in README or f'"{name}"' in README or f"]({name})" in design
-        assert linked or f"]({path.name})" in DOCUMENTS["docs/operating.md"], name
+    reached, waiting = set(), [REPOSITORY / "README.md"]
+    while waiting:
+        path = waiting.pop()
+        reached.add(path)
+        if path.suffix != ".md":
+            continue
+        for found in LINK.findall(path.read_text()):
+            target = (path.parent / (found[0] or found[1]).partition("#")[0]).resolve()
+            if target.is_file() and target not in reached:
+                waiting.append(target)
+    every = {path for path in (REPOSITORY / "docs").rglob("*") if path.is_file()}
+    assert not every - reached, sorted(map(str, every - reached))

@@ -53,7 +53,7 @@ Rule = Callable[[PurePosixPath, ast.Module], Found]
 
 PACKAGES = ("ingest", "loadgen")
 TOP_FILES_MAX = 4
-# Use the standard terms of docs/glossary.md instead of these words.
+# Use the standard terms of docs/reference/contract.md instead of these words.
 PRIVATE_WORDS = re.compile(r"(^|_)(door|gate|laws?|poison|mends?|intake|hello|witness\w*)(_|$)")
 
 RULES: list[tuple[Rule, str]] = [

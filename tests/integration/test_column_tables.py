@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import asyncpg
 import pytest
@@ -17,6 +18,7 @@ from ingest.model.tables import ColumnTable, Tables
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import making, registry
 from tests.support.commands import with_user
+from tests.support.deployment import DEPLOY
 from tests.support.rows import apply_tables
 
 DAY_US = 86_400_000_000
@@ -281,3 +283,43 @@ async def test_database_that_is_away_at_the_start_is_waited_for() -> None:
     with pytest.raises(WriteFailed) as failed:
         await at_start("postgresql://nobody@127.0.0.1:1/none", TABLES)
     assert failed.value.verdict is Verdict.WAIT
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "(select ts, device_id, metric, value from readings where true) r"]
+)
+async def test_dashboard_of_a_device_shows_all_tables(
+    operator: asyncpg.Connection, typed: str
+) -> None:
+    """Each of its queries runs as a role that may only read; what it asks first is a choice."""
+    board = json.loads((DEPLOY / "grafana/dashboards/device.json").read_text())
+    asked = {each["name"]: each["query"] for each in board["templating"]["list"]}
+    granted = "{}; grant select on {} to pg_monitor; set role pg_monitor"
+    await operator.execute(granted.format("grant usage on schema public to public", "readings"))
+    assert [row[0] for row in await operator.fetch(asked["table"])] == ["readings"]
+    await operator.execute("reset role")
+    await apply_tables(operator, TABLES)
+    await operator.execute(granted.format(ROWS, "all_readings"))
+    table = typed or await operator.fetchval(asked["table"])
+
+    def filled(query: str) -> str:
+        for name, text in (
+            ("${table:raw}", table),
+            ("${device:sqlstring}", "'d'"),
+            ("${metric:sqlstring}", "'cpu.idle'"),
+            ("$__timeFilter(ts)", "ts < '2027-01-01+0'"),
+            ("$__interval_ms", "60000"),
+        ):
+            query = query.replace(name, text)
+        return query
+
+    assert [row[0] for row in await operator.fetch(filled(asked["device"]))] == ["d"]
+    metrics = {row[0] for row in await operator.fetch(filled(asked["metric"]))}
+    assert metrics == {"noise", "temperature"} | (set() if typed else {name for name, _ in SHOWN})
+    found = [
+        await operator.fetch(filled(target["rawSql"]))
+        for panel in board["panels"]
+        for target in panel["targets"]
+    ]
+    assert len(found[-1]) == (2 if typed else len(SHOWN))
+    assert [row[0] for row in found[1]] == ([] if typed else [5.0])

@@ -290,12 +290,14 @@ async def test_what_the_broker_drops_is_not_ours_to_keep(tmp_path: Path) -> None
 
 
 async def test_bare_number_is_a_reading_of_the_device_in_its_topic(tmp_path: Path) -> None:
-    """By the table of docs/mqtt.md. A backlog of one device keeps a time for each message.
+    """By the table of docs/grow/mqtt.md. A backlog of one device keeps a time for each message.
 
     A text that is no JSON, and a document without a number, hold nobody back.
     """
     file = tmp_path / "sources.toml"
-    file.write_text(next(e.text for e in fences(DOCUMENTS["docs/mqtt.md"]) if e.language == "toml"))
+    file.write_text(
+        next(e.text for e in fences(DOCUMENTS["docs/grow/mqtt.md"]) if e.language == "toml")
+    )
     async with (
         Mosquitto(tmp_path / "broker") as broker,
         publisher(broker.port) as client,

@@ -114,6 +114,26 @@ async def test_doctor_compares_the_declared_tables(
     assert change.startswith("drop") or found["tables"][0] == "FAIL"
 
 
+async def test_schema_apply_makes_the_index_for_devices_on_each_table(
+    here: Here, database_url: str, tmp_path: Path
+) -> None:
+    """Also if the table was there before the index was asked for."""
+    file = tmp_path / "tables.toml"
+    file.write_text(ENTRY)
+    words = ("schema", "apply", "--database-url", database_url, "--tables-file", file)
+    assert "device_idx" not in (await here(*words)).stdout
+    file.write_text(ENTRY + '[[table]]\npreset = "telegraf_cpu"\nsince = 2026-12-01T00:00:00Z\n')
+    for said in ('made the index "climate_device_idx"', 'the index "cpu_device_idx" was there'):
+        assert said in (await here(*words, "--device-index")).stdout
+    connection = await asyncpg.connect(database_url)
+    found = await connection.fetch(
+        "select split_part(indexdef, '(', 2) from pg_indexes where indexname like '%device_idx'"
+    )
+    await connection.close()
+    columns = {"device_id, ts)", "device_id, series, ts)", "device_id, metric, ts)"}
+    assert {row[0] for row in found} == columns
+
+
 async def test_replay_without_the_file_stores_nothing(
     here: Here, database_url: str, tmp_path: Path
 ) -> None:

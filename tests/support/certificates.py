@@ -1,4 +1,4 @@
-"""Certificates for a test, made with the line of openssl that docs/posting.md shows."""
+"""Certificates for a test, made with the line of openssl that docs/use/posting.md shows."""
 
 from __future__ import annotations
 

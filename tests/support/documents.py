@@ -1,4 +1,4 @@
-"""The documents for readers (README.md and docs/), and their fenced blocks."""
+"""The documents for readers (README.md and all below docs/), and their fenced blocks."""
 
 from __future__ import annotations
 
@@ -9,23 +9,42 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = {
     str(path.relative_to(REPOSITORY)): path.read_text()
-    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
 }
 README = DOCUMENTS["README.md"]
-OPERATING = DOCUMENTS["docs/operating.md"]
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Pages whose commands run in their order, after those of the README.
+PAGES = ("run/operating", "run/deploy", "grow/years", "run/upgrading")
+OPERATING = "\n".join(DOCUMENTS[f"docs/{each}.md"] for each in PAGES)
+_FENCE = re.compile(
+    r"^(?: *<!-- (run by|not run): ([^\n]+) -->\n)?( *)```(\w*)\n(.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 class Fence(NamedTuple):
-    """One fenced block: its language and its text."""
+    """One fenced block: its language and its text, and what the mark in the line before it says.
+
+    `<!-- run by: test_demo.py -->` names the tests that run it in place of those of its page.
+    `<!-- not run: why -->` says why no test runs it. The first line of a page names its tests.
+    """
 
     language: str
     text: str
+    run_by: str = ""
+    not_run: str = ""
 
 
 def fences(text: str) -> list[Fence]:
     """Return the fenced blocks of a Markdown text in their order."""
-    return [Fence(*each) for each in _FENCE.findall(text)]
+    return [
+        Fence(
+            language,
+            re.sub(rf"^{margin}", "", block, flags=re.MULTILINE),
+            reason if mark == "run by" else "",
+            reason if mark == "not run" else "",
+        )
+        for mark, reason, margin, language, block in _FENCE.findall(text)
+    ]
 
 
 def without_fences(text: str) -> str:

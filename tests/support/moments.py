@@ -29,7 +29,7 @@ Field = tuple[str, str, str]
 
 
 def metric_of(measurement: str, field: str, tags: str) -> str:
-    """Return the metric of a field, as docs/line-protocol.md names it."""
+    """Return the metric of a field, as docs/use/senders.md names it."""
     stem = measurement if field == "value" else f"{measurement}.{field}"
     return f"{stem},{tags}" if tags else stem
 

@@ -81,7 +81,7 @@ async def test_commands_of_docs_tokens_md(
     """As they stand: a token, the start for the network with limits, limits of a token, a
     certificate, admins, rotation, end."""
     first, start, limits, own, certificate, proxy, admins, later = (
-        each.text for each in fences(DOCUMENTS["docs/tokens.md"]) if each.language == "sh"
+        each.text for each in fences(DOCUMENTS["docs/use/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)
     assert words[:2] == ["./run", "token"]

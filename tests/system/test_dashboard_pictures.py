@@ -128,7 +128,7 @@ async def test_pictures_of_the_dashboard(
 
     No picture is empty, and the page has no error.
     """
-    folder = REPOSITORY / "docs" if FOR_DOCS else tmp_path
+    folder = REPOSITORY / "docs" / "pictures" if FOR_DOCS else tmp_path
     await schema.apply(readings_connection, device_index=True)
     query = parse_qs(urlsplit(readings_url).query)
     socket = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"

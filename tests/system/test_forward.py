@@ -235,8 +235,10 @@ async def test_up_forwards_what_its_gateway_takes(open_tmp_path: Path, readings_
 
 
 def documented_check() -> Callable[[Mapping[str, str], bytes, bytes], bool]:
-    """Return the function that docs/forward.md shows."""
-    (code,) = (each.text for each in fences(DOCUMENTS["docs/forward.md"]) if each[0] == "python")
+    """Return the function that docs/grow/forward.md shows."""
+    (code,) = (
+        each.text for each in fences(DOCUMENTS["docs/grow/forward.md"]) if each[0] == "python"
+    )
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102  it is ours
     check: Callable[[Mapping[str, str], bytes, bytes], bool] = names["is_ours"]

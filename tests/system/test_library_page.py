@@ -1,4 +1,4 @@
-"""The programs of docs/library.md, run as they stand there."""
+"""The programs of docs/use/library.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import asyncpg
 
 from tests.support.documents import DOCUMENTS, REPOSITORY, fences
 
-PAGE = [each.text for each in fences(DOCUMENTS["docs/library.md"]) if each.language == "python"]
+PAGE = [each.text for each in fences(DOCUMENTS["docs/use/library.md"]) if each.language == "python"]
 
 
 def _block(said: str) -> str:

@@ -1,4 +1,4 @@
-"""The apps of docs/library.md, as a reader starts them: real servers, a real database."""
+"""The apps of docs/use/library.md, as a reader starts them: real servers, a real database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ START_S_MAX, END_S_MAX = 20.0, 20.0
 
 def example(first: str) -> str:
     """Return the program of the document that begins so."""
-    (found,) = [e.text for e in fences(DOCUMENTS["docs/library.md"]) if e.text.startswith(first)]
+    (found,) = [
+        e.text for e in fences(DOCUMENTS["docs/use/library.md"]) if e.text.startswith(first)
+    ]
     return found
 
 

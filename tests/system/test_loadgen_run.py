@@ -1,6 +1,6 @@
 """`loadgen run` against the real service: its figures are those of the table; it always reports.
 
-The commands of docs/loadgen.md are run here, too.
+The commands of docs/reference/loadgen.md are run here, too.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None
 async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
     tmp_path: Path, open_tmp_path: Path
 ) -> None:
-    """All commands of docs/loadgen.md are valid; those of ten seconds and more run for one.
+    """All commands of the page are valid; those of ten seconds and more run for one.
 
     They run against the real service, which refuses `--poison` readings for any seed.
     """

@@ -136,9 +136,13 @@ async def test_messages_of_a_source_are_stored_once_through_a_kill(open_tmp_path
 
 
 async def test_blocks_of_the_page_bring_a_message_into_the_table(open_tmp_path: Path) -> None:
-    """docs/mqtt.md, on other ports. The doctor then says what it cannot promise."""
+    """docs/grow/mqtt.md, on other ports. The doctor then says what it cannot promise."""
     config, commands = (
-        next(each.text for each in fences(DOCUMENTS["docs/mqtt.md"]) if each.language == language)
+        next(
+            each.text
+            for each in fences(DOCUMENTS["docs/grow/mqtt.md"])
+            if each.language == language
+        )
         for language in ("text", "sh")
     )
     port, data, ours = (free_port() for _ in range(3))

@@ -1,7 +1,7 @@
-"""All commands of README.md and docs/operating.md do what the documents say, in their order.
+"""All commands of README.md, docs/use/posting.md and docs/run/operating.md, in this order.
 
-A shell runs each block of shell, with the real curl; only the ports are those of the test's own
-service. NOT_RUN_HERE and NEEDS_MORE list the other blocks, with the reason.
+A shell runs each block of shell without a mark of its own, with the real curl; only the ports are
+those of the test's own service.
 """
 
 from __future__ import annotations
@@ -30,42 +30,6 @@ from tests.support.documents import (
 )
 from tests.system.service import REPOSITORY, Service, environment
 
-# Blocks of shell that another test runs.
-NOT_RUN_HERE = {
-    "./run\n": "test_run_script.py starts it in a checkout of its own, set-up and all",
-    "./run demo\n": "test_demo.py runs it until Ctrl-C",
-    "./run --listen 0.0.0.0:8443 --tls-cert-file server.crt --tls-key-file server.key\n": (
-        "test_tls.py starts one with a certificate"
-    ),
-}
-# The first line of blocks that are marked as text, since a test lacks what they need.
-NEEDS_MORE = {
-    "export INGEST_DATABASE_URL=": "a server at db.example",
-    'psql "$ADMIN_URL" ': "an administrator's URL; test_cli_commands.py has one",
-    "python3 -m venv": "run by test_release.py, with its wheel",
-    "cd deploy": "a container engine; `./run containers` runs it",
-    "docker compose --project-name": "the same",
-    "docker compose --profile housekeeping": "the same; see test_deployed_housekeeping.py",
-    "./run psql --set": "a plain table; tests/integration/test_partition_recipe.py has one",
-    "./run housekeeping plan": "old partitions; test_retention.py has some",
-    "./run --keep-hot 30d --archive-dir": "a folder of the reader's; test_archive_commands.py",
-    "./run archive list": "an archive; test_archive_commands.py has one",
-    "duckdb -c": "another program; it was tried by hand",
-    "spark.read": "another program; it was not tried",
-    "import pandas": "another library; it was tried by hand",
-    "create extension": "TimescaleDB; test_timescaledb.py makes hypertables",
-    "create role ingest_reader": "a role of the whole server; `./run containers` makes it",
-    "export REGISTRY=": "a cluster; `./run containers` runs the pods",
-    "sed -i 's|https://runbook.example": "run by test_deploy.py on a copy",
-    "./run test  ": "it would run itself",
-    "create table devices": "run below, with the items of docs/posting.md",
-    "create view climate": "the same",
-    "./run loadgen csv": "a file of the reader's; test_loadgen_csv.py has some",
-    "./run loadgen run": "run by test_loadgen_run.py, shorter",
-    "./run loadgen verify": "run by test_verify.py, shorter",
-    '[[source]]\nname = "loadgen"': "a setting; test_verify.py runs a service with it",
-    "./run faults --seed": "run by tests/faults/test_faults.py, --quick; the whole by CI",
-}
 NEEDS_CURL = pytest.mark.skipif(
     shutil.which("curl") is None, reason="no curl: apt-get install -y --no-install-recommends curl"
 )
@@ -73,7 +37,7 @@ NEEDS_CURL = pytest.mark.skipif(
 CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
 
 
-# What docs/posting.md says about small devices: body, media type, status, a part of the answer.
+# What docs/use/posting.md says about small devices: body, media type, status, a part of the answer.
 SMALL_DEVICES = [
     ('{"device_id":"d","metric":"m","value":1}', "application/json", 202, '"accepted":1'),
     ('{"device_id":"d","metric":"m","value":1}', "text/plain", 415, "unsupported_media_type"),
@@ -139,7 +103,7 @@ class Reader:
         elif fence.language == "json":
             reply = await self._service.post(fence.text.encode(), ack="committed")
             assert reply.status == 200, reply.text
-        elif fence.language == "sh" and fence.text not in NOT_RUN_HERE:
+        elif fence.language == "sh" and not (fence.run_by or fence.not_run):
             await self._type(fence.text)
 
     async def _type(self, text: str) -> None:
@@ -163,56 +127,40 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
     state = open_tmp_path / "state"
     async with Service(state) as service:
         reader = Reader(service, open_tmp_path / "iot ingest", state)
-        for fence in fences(README):
+        for fence in fences(README) + fences(DOCUMENTS["docs/use/posting.md"]):
             await reader.read(fence)
-        *posted, looked = reader.answers
-        assert [each.status for each in posted] == [202, 200, 202]
-        assert reader.compared == 3
-        assert looked.status == 200
-        assert [each["value"] for each in looked.document["readings"]] == [21.6, 21.5]
+        assert [each.status for each in reader.answers] == [202, 200, 200, 202, 202, 202, 202]
+        assert reader.compared == 6
+        looked = reader.answers[2]
+        assert [each["value"] for each in looked.document["readings"]] == [21.5, 21.6]
         (rows,) = (said for text, said in reader.outputs.items() if text.startswith("./run psql"))
         assert "boiler-7" in rows
 
         for fence in fences(OPERATING):
             await reader.read(fence)
         *_, looked = (each for each in reader.answers if "readings" in (each.document or ()))
-        assert [each["value"] for each in looked.document["readings"]] == [21.7, 21.6, 21.5]
+        values = [each["value"] for each in looked.document["readings"]]
+        assert values == [21.5, 21.7, 21.6, 21.5]
         said = "\n".join(reader.outputs.values())
         assert "1 dead letter replayed: 1 reading, 1 new, 0 duplicates" in said
         assert "\n21.7\n" in said
         assert "state:   accepting" in said
         values = await service.query("select device_id, value from readings order by 1, 2")
         assert [tuple(row.values()) for row in values] == [
-            *(("boiler-7", value) for value in (21.5, 21.6, 21.7)),
+            *(("boiler-7", value) for value in (21.5, 21.5, 21.6, 21.7)),
             *(("cellar", value) for value in (11.4, 11.5)),
-            *(("room-3", value) for value in (21.5, 40.0)),
+            *(("room-3", value) for value in (1.0, 21.5, 40.0, 40.0, 415.0, 416.0)),
+            *(("urn:dev:mac:0024befffe804ff1", value) for value in (1.0, 21.5, 40.0)),
         ]
         samples = await service.wait_quiet()
         assert samples["ingest_ledger_imbalance_rows"] == 0
 
 
-async def test_readme_items_of_the_reference_are_stored(
+async def test_small_devices_get_the_answers_that_posting_md_says(
     open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:
-    """The receiver takes the items that docs/posting.md shows, and names faults as it says."""
-    posting = DOCUMENTS["docs/posting.md"]
-    *shown, error = [each.text for each in fences(posting) if each.language == "json"]
-    assert len(shown) == 2
-    sql = [each.text for each in fences(DOCUMENTS["docs/posting.md"]) if each.language == "text"]
+    """Each body of SMALL_DEVICES."""
     async with Service(open_tmp_path / "state", **at_hand) as service:
-        for text in shown:
-            reply = await service.post(text.encode(), ack="committed")
-            assert reply.status == 200, reply.text
-        assert len(await service.query("select 1 from readings")) == 3
-        table, view = sql
-        joined = [await service.query(each) for each in table.split(";\n") if each][-1]
-        assert [(each["place"], each["value"]) for each in joined] == [("cellar", 21.5)]
-        await service.query(view)
-        wide = await service.query("select * from climate where device_id = 'room-3'")
-        assert [(each["temperature"], each["humidity"]) for each in wide] == [(21.5, 40.0)]
-        (refused,) = re.findall(r"An example: `(.+)` is answered with", posting)
-        (found,) = (await service.post(refused.encode())).document["errors"]
-        assert found == json.loads(error)
         for body, media_type, status, found in SMALL_DEVICES:
             reply = await service.post(body.encode(), headers={"Content-Type": media_type})
             assert (reply.status, found in reply.text) == (status, True), reply.text
@@ -286,32 +234,3 @@ def test_readme_commands_in_sentences_are_taken_by_the_parser() -> None:
                     assert unknown == [], f"{path}: {found}"
                     checked.add(found)
     assert {"--listen 0.0.0.0:8080", "schema apply --device-index"} <= checked
-
-
-def test_readme_leaves_no_command_untested() -> None:
-    """Each block of every document is run here, or is on a list with the reason."""
-    shown = {path: fences(text) for path, text in DOCUMENTS.items()}
-    run_here = {"README.md", "docs/operating.md"}
-    run_elsewhere = {"docs/forward.md": "test_forward.py", "docs/scaling.md": "test_scaling.py"}
-    run_elsewhere["docs/tokens.md"] = "test_access.py"
-    run_elsewhere["docs/roles.md"] = "test_roles_guide.py"
-    run_elsewhere["docs/mqtt.md"] = "test_mqtt.py"
-    run_elsewhere["docs/senders.md"] = "test_senders.py"
-    run_elsewhere["docs/sources.md"] = "test_sources_page.py"
-    run_elsewhere["docs/library.md"] = "test_library_page.py"
-    run_elsewhere["docs/tables.md"] = "test_tables_page.py"
-    run_elsewhere["docs/formats.md"] = "test_senders.py"
-    run_elsewhere["docs/your-table.md"] = "test_your_table_guide.py"
-    for path, test in run_elsewhere.items():
-        assert path in (Path(__file__).parent / test).read_text()
-        del shown[path]
-    left = set(NOT_RUN_HERE), set(NEEDS_MORE)
-    for path, found in shown.items():
-        for fence in found:
-            assert fence.language in {"sh", "json", "text"}, f"{path}: ```{fence.language}"
-            assert fence.language != "sh" or path in run_here, f"{path} is not run by a test"
-            left[0].discard(fence.text)
-            if fence.language == "text":
-                (reason,) = (each for each in NEEDS_MORE if fence.text.startswith(each))
-                left[1].discard(reason)
-    assert left == (set(), set()), "a reason for what is no longer shown"

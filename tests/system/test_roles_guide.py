@@ -1,6 +1,6 @@
-"""The commands of docs/roles.md, as they are printed: TLS, upgrade, fewer processes, other servers.
+"""The commands of the page on roles, as they are printed: TLS, upgrade, fewer processes.
 
-With three nats-servers on one machine, and the recipe of docs/scaling.md.
+With three nats-servers on one machine, and the recipe of docs/grow/scaling.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.system.test_scaling import DATABASE, HOSTS, Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-GUIDE = DOCUMENTS["docs/roles.md"]
+GUIDE = DOCUMENTS["docs/grow/scaling.md"]
 ADMIN = "nats://admin:choose-a-fourth@nats1:4222,nats2:4222,nats3:4222"
 WRITER = ADMIN.replace("admin:choose-a-fourth", "writer:choose-another")
 GATEWAY = ADMIN.replace("admin:choose-a-fourth", "gateway:choose-one")

@@ -1,4 +1,4 @@
-"""The recipe of docs/scaling.md, as it is printed, with three nats-servers on one machine."""
+"""The recipe of docs/grow/scaling.md, as it is printed, with three nats-servers on one machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.system.manager import Manager
 from tests.system.roles import Running, has_rows, running, takes
 from tests.system.service import REPOSITORY
 
-SCALING = DOCUMENTS["docs/scaling.md"]
+SCALING = DOCUMENTS["docs/grow/scaling.md"]
 DATABASE = "postgresql://ingest@db.example/metrics"
 HOSTS = ("nats1", "nats2", "nats3")
 FENCE = re.compile(r"^ +```(\w+)\n(.*?)^ +```$", re.MULTILINE | re.DOTALL)

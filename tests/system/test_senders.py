@@ -1,4 +1,4 @@
-"""docs/senders.md and formats.md: commands and programs are run as they stand, but for the port."""
+"""docs/use/senders.md: commands and programs are run as they stand, but for the port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.clients.libraries import CLIENTS, NODE
 from tests.support.documents import REPOSITORY, fences
 from tests.support.receiver import running_receiver
 
-TEXT = (REPOSITORY / "docs/senders.md").read_text()
+TEXT = (REPOSITORY / "docs/use/senders.md").read_text().split("\n## Line protocol")[0]
 HERE = "127.0.0.1:8080"
 NEEDS_NODE = pytest.mark.skipif(
     shutil.which("node") is None, reason="no node: apt-get install -y nodejs"
@@ -32,7 +32,7 @@ NEEDS_NODE = pytest.mark.skipif(
 )
 async def test_block_stores_two_readings(language: str, command: list[str]) -> None:
     """A reader who types it has two readings in the table."""
-    (block,) = [each.text for each in fences(TEXT) if each.language == language]
+    (block,) = [each.text for each in fences(TEXT) if each[0] == language and not each.run_by]
     async with running_receiver() as receiver:
         text = block.replace(HERE, receiver.address)
         assert text != block
@@ -46,27 +46,6 @@ async def test_block_stores_two_readings(language: str, command: list[str]) -> N
 def test_no_other_block_pretends_to_be_run() -> None:
     """What no test runs is marked as text."""
     assert {each.language for each in fences(TEXT)} == {"sh", "python", "js", "text"}
-
-
-async def test_commands_of_docs_formats_md_are_answered_as_it_says() -> None:
-    """Each command with the answer that is shown below it."""
-    shown = fences((REPOSITORY / "docs/formats.md").read_text())
-    assert [each.language for each in shown] == ["sh", "json"] * 3
-    async with running_receiver() as receiver:
-        for command, answer in zip(shown[::2], shown[1::2], strict=True):
-            text = command.text.replace("127.0.0.1:8080", receiver.address)
-            done = await asyncio.to_thread(
-                subprocess.run, ["sh", "-c", text], capture_output=True, text=True, check=False
-            )
-            assert json.loads(done.stdout) == {**json.loads(answer.text), "ack": "buffered"}, done
-        kept = [(each.device_id, each.metric, each.value) for each in receiver.inlet.readings]
-        device = "urn:dev:mac:0024befffe804ff1"
-        assert kept == [
-            *(("room-3", "co2", 415.0), ("room-3", "co2", 416.0), ("room-3", "humidity", 40.0)),
-            ("room-3", "on", 1.0),
-            *((device, "temperature,u=Cel", 21.5), (device, "humidity,u=%RH", 40.0)),
-            (device, "door", 1.0),
-        ]
 
 
 def test_libraries_that_were_tried_are_those_of_run_clients_with_their_versions() -> None:

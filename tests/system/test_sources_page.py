@@ -1,4 +1,4 @@
-"""docs/sources.md: its command is run, and its tables are compiled."""
+"""docs/use/senders.md: its command is run, and its tables are compiled."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ingest.formats.mapped.source import KEYS, PRESETS
 from tests.support.documents import REPOSITORY, fences
 from tests.support.receiver import head, running_receiver
 
-SOURCES = (REPOSITORY / "docs/sources.md").read_text()
-MQTT = (REPOSITORY / "docs/mqtt.md").read_text()
+SOURCES = (REPOSITORY / "docs/use/senders.md").read_text().split("\n## Sources")[1]
+MQTT = (REPOSITORY / "docs/grow/mqtt.md").read_text()
 FIRST, *OTHERS = [each.text for each in fences(SOURCES) if each.language == "toml"]
 BODY = b'{"id":"esp-1","temp":21.4,"hum":40}'
 

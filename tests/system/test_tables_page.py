@@ -1,4 +1,4 @@
-"""docs/tables.md: its tables are declared, what it posts is posted, and its SQL is run."""
+"""docs/run/database.md: its tables are declared, what it posts is posted, and its SQL is run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.system.service import Service
 from tests.system.test_readme import NEEDS_CURL
 from tests.unit.config.test_declared_tables import LINES
 
-PAGE = DOCUMENTS["docs/tables.md"]
+PAGE = DOCUMENTS["docs/run/database.md"].split("\n## Tables with columns\n")[1]
 FIRST, TELEGRAF, LATER = (each.text for each in fences(PAGE) if each.language == "toml")
 
 

@@ -134,7 +134,7 @@ async def test_formats_are_proven_as_json_is(
 ) -> None:
     """With invalid items where answers name them, and with each kind of time and value."""
     sources = open_tmp_path / "sources.toml"
-    text = (REPOSITORY / "docs" / "loadgen.md").read_text()
+    text = (REPOSITORY / "docs" / "reference" / "loadgen.md").read_text()
     (source,) = (each.text for each in fences(text) if each.text.startswith("[[source]]"))
     sources.write_text(source)
     async with Service(open_tmp_path / "state", sources_file=sources, **at_hand) as service:
@@ -280,11 +280,11 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
         assert "lost: 1\n  reading 0 " in done.stdout
 
 
-# What docs/loadgen.md shows
+# What docs/reference/loadgen.md shows
 
 
 def _shown_section() -> str:
-    text_ = (REPOSITORY / "docs" / "loadgen.md").read_text()
+    text_ = (REPOSITORY / "docs" / "reference" / "loadgen.md").read_text()
     return text_.split("## Proving that nothing was lost\n")[1].split("\n## ")[0]
 
 

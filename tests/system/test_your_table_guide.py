@@ -1,4 +1,4 @@
-"""The SQL of docs/your-table.md, run as it stands there, while the service takes posts."""
+"""The SQL of docs/run/database.md, run as it stands there, while the service takes posts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 from tests.support.documents import DOCUMENTS, fences
 from tests.system.service import Service, run_command
 
-GUIDE = DOCUMENTS["docs/your-table.md"]
+GUIDE = DOCUMENTS["docs/run/database.md"].split("\n## Tables with columns\n")[0]
 
 
 def _sql() -> list[str]:

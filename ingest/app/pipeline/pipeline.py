@@ -3,7 +3,7 @@
     async with ingest.Pipeline("postgresql://..", state_dir="/var/lib/app/readings") as pipeline:
         await pipeline.put([{"device_id": "a", "metric": "t", "value": 1.5}])
 
-A put goes the way of a post to /v1/readings, without HTTP. docs/library.md says how to use it.
+A put goes the way of a post to /v1/readings, without HTTP. docs/use/library.md says how to use it.
 Promises: what `put` has returned for is kept, as safely as `ack` says. If it raises, nothing of it
 is, but for a commit that was not known in time. A caller that puts all the time lets others run.
 Does not: read the environment or a file of settings; listen, handle signals, configure logs, or

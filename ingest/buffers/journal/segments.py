@@ -101,20 +101,24 @@ def is_plausible(file: SegmentFile) -> bool:
         return False
 
 
+def scans(folder: Path) -> Iterator[SegmentScan]:
+    """Yield what each segment of a journal has, read to its end. Nobody may write to them now."""
+    for file in filter(is_plausible, segment_files(folder)):
+        scan = SegmentScan(file, file.path.lstat().st_size)
+        try:
+            while scan.step():
+                pass
+        finally:
+            scan.close()
+        yield scan
+
+
 def has_blocks(folder: Path) -> bool:
     """Whether a journal that nobody uses has blocks that are not settled, or that are damaged."""
-    return any(_has_blocks(each) for each in segment_files(folder) if is_plausible(each))
-
-
-def _has_blocks(file: SegmentFile) -> bool:
-    scan = SegmentScan(file, file.path.lstat().st_size)
-    try:
-        while scan.step() and not scan.blocks:
-            pass
-    finally:
-        scan.close()
-    damaged_tail = scan.tail_bytes and not scan.torn
-    return bool(scan.blocks or scan.fault or scan.gaps or damaged_tail)
+    return any(
+        scan.blocks or scan.fault or scan.gaps or (scan.tail_bytes and not scan.torn)
+        for scan in scans(folder)
+    )
 
 
 class _OpenSegment:
@@ -198,6 +202,7 @@ class SegmentScan(_OpenSegment):
         super().__init__(file, HEADER_BYTES, size_bytes)
         self.blocks = self.rows = 0  # that are not done
         self.oldest_us = 0  # when the first of them was received; 0 if there is none
+        self.newest_ts_us = -(1 << 63)  # the latest `ts` of their rows
         self.end = min(size_bytes, HEADER_BYTES)  # of the last good frame
         self.tail_bytes = 0  # behind it
         self.torn = False  # the tail is what an unfinished write leaves
@@ -221,6 +226,7 @@ class SegmentScan(_OpenSegment):
                 self.blocks += 1
                 self.rows += frame.rows
                 self.oldest_us = self.oldest_us or frame.received_us
+                self.newest_ts_us = max(self.newest_ts_us, frame.newest_ts_us)
             size += frame.end - frame.start
             if frames >= STEP_FRAMES or size >= STEP_BYTES:
                 return True

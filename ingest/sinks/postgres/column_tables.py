@@ -171,11 +171,13 @@ async def apply(
     readings: TargetTable,
     tables: Sequence[ColumnTable],
     *,
+    device_index: bool = False,
     role: str | None = None,
     partitions: FirstPartitions,
 ) -> list[str]:
     """Make what is missing of declared tables, beside the table `readings`, which is there.
 
+    A new table has the index for devices if `readings` has it; with `device_index` all get it.
     Returns one sentence for each step. May run at every start, and in several processes at once.
     Raises StartError if `fault` finds something, or a table is there and does not fit.
     """
@@ -193,6 +195,10 @@ async def apply(
             raise StartError(found)
         for table in tables:
             done += await _apply_one(connection, readings, table, partitions)
+            if device_index:
+                plain = TargetTable(readings.schema, table.name)
+                columns = ("device_id", *(("series",) if table.measurement else ()), "ts")
+                done.append(await schema.make_device_index(connection, plain, columns))
         done += await _make_view(connection, readings, tables)
         if role is not None:
             for each in tables:
@@ -245,10 +251,7 @@ async def _create(
     if first:
         done += await first(connection)
     if like["device_index"]:
-        names = ", ".join(map(quoted, (*target.key[1:], "ts")))
-        await connection.execute(
-            f"create index {quoted(plain.device_index)} on {target.name} ({names})"
-        )
+        await schema.make_device_index(connection, plain, (*target.key[1:], "ts"))
     return done
 
 

@@ -261,16 +261,25 @@ async def apply(
         else:
             done.append(f"the table {table} was there, and fits")
         if device_index:
-            name = quoted(target.device_index)
-            there = await connection.fetchval(_HAS_DEVICE_INDEX, table, target.device_index)
-            if not there:
-                columns = ", ".join(map(quoted, (target.device_id, target.metric, target.ts)))
-                await connection.execute(f"create index {name} on {table} ({columns})")
-            done.append(f"the index {name} was there" if there else f"made the index {name}")
+            columns = (target.device_id, target.metric, target.ts)
+            done.append(await make_device_index(connection, target, columns))
         if role is not None:
             await grant(connection, target, role)
             done.append(f"the role {role} may write and read the table")
     return done
+
+
+async def make_device_index(
+    connection: Connection, table: TargetTable, columns: Sequence[str]
+) -> str:
+    """Make the index for devices unless it is there; return a sentence."""
+    name = quoted(table.device_index)
+    if await connection.fetchval(_HAS_DEVICE_INDEX, table.name, table.device_index):
+        return f"the index {name} was there"
+    await connection.execute(
+        f"create index {name} on {table.name} ({', '.join(map(quoted, columns))})"
+    )
+    return f"made the index {name}"
 
 
 async def _create(connection: Connection, target: TargetTable, *, by_time: bool) -> None:
@@ -322,7 +331,7 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
 def _differences(target: Target, table: Record, rows: list[Record]) -> Iterator[Difference]:
     name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
-        other = "Name a table (table_name); docs/your-table.md says how to go on from it"
+        other = "Name a table (table_name); docs/run/database.md says how to go on from it"
         if isinstance(target, ColumnTarget):
             other = "Drop it, or declare a table of another name (tables_file)"
         yield (

@@ -21,9 +21,9 @@ from ingest.model.causes import (
 )
 from ingest.sinks.postgres.schema import KEY, READINGS, TABLE, Target
 
-# Exact codes first, then classes (the first two characters). Sources: docs/contract.md, section 5,
-# then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows are never
-# dead-lettered because of an unknown code.
+# Exact codes first, then classes (the first two characters). Sources: docs/reference/contract.md,
+# section 5, then PostgreSQL's Appendix A. A code that is in neither is unknown on purpose: rows
+# are never dead-lettered because of an unknown code.
 NO_SUCH_STATEMENT, LOCKED = "26000", "55P03"
 _BY_CODE: dict[str, Verdict] = {
     "08P01": Verdict.HOLD,  # of binary COPY into a numeric column: the format is wrong

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ingest.app.buffer import make_buffer
+from ingest.app.buffer import make_buffer, open_buffer
 from ingest.config.settings import Settings
 from ingest.model.block import SHARED_ROWS_MAX
+from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
+from ingest.system.clock import rfc3339, unix_us
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block
 
@@ -37,3 +39,37 @@ async def test_posts_share_no_block_that_is_larger_than_a_batch_may_be(
         assert max(sizes) == rows_max
     finally:
         await inlet.close()
+
+
+async def test_readings_that_wait_in_the_journal_keep_their_home(tmp_path: Path) -> None:
+    """Tables may change while the journal is empty, or from a time on that all of it is before."""
+    folder, file, hour_us = StateFolder.open(tmp_path), tmp_path / "tables.toml", 3_600_000_000
+
+    async def opened(*sinces_us: int, post: bool = False) -> None:
+        file.write_text(
+            "".join(
+                f'[[table]]\nname="t"\nmetrics=["m{number}"]\nsince={rfc3339(since_us)}\n'
+                for number, since_us in enumerate(sinces_us)
+            )
+        )
+        settings = Settings(tables_file=str(file) if sinces_us else "", journal_unsafe=True)
+        buffer = make_buffer(settings, folder, Ledger())
+        try:
+            open_buffer(buffer, settings, folder, lambda _: None)
+            if post:
+                assert buffer.take_in(make_block(1))
+                await buffer.keep_rest()
+        finally:
+            await buffer.close()
+
+    past, later = unix_us() - hour_us, unix_us() + hour_us
+    await opened(past)
+    await opened()
+    await opened(later)
+    await opened(past, post=True)  # all may change while the journal is empty
+    await opened(past, later)
+    await opened(past)
+    for sinces_us in ((), (past, past), (past - 1, later), (later,)):
+        with pytest.raises(StartError, match=r"the journal has readings until .* later `since`"):
+            await opened(*sinces_us)
+    await opened(past, later)

@@ -43,7 +43,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "buffer_bytes_max": 67_108_864,
         "post_rows_max": 5_000,
         "batch_rows": 100,
-        "batch_rows_max": 20_000,  # DESIGN.md 48
+        "batch_rows_max": 20_000,  # decision 479
         "batch_linger_s": 0.1,
         "writers": 2,
         "write_method": "copy",

@@ -377,7 +377,7 @@ async def test_heads_that_never_come_again_do_not_fill_the_memory() -> None:
 
 
 async def test_slow_head_ends_as_an_idle_connection_does() -> None:
-    """Not before: docs/library.md says so, and that a proxy belongs before the app."""
+    """Not before: docs/use/library.md says so, and that a proxy belongs before the app."""
     async with mounted(server={"keepalive_timeout": 0.2}) as app:
         client = await app.connect(post(GOOD)[:20])
         assert not await client.closed(0.05)
