@@ -95,16 +95,19 @@ export class Board {
 
 /** How wide each of `many` charts is, in columns of twelve, with at most `most` in a row: no row is left half empty. */
 export function spans(many, most) {
+  if (many < 1) return [];
   const rows = Math.ceil(many / Math.min(most, 4));
   const few = Math.floor(many / rows);
   const sizes = Array.from({ length: rows }, (_, row) => few + Number(row >= rows - (many % rows)));
   return sizes.flatMap((size) => Array(size).fill(12 / size));
 }
 
-/** Give the charts that show their places in a grid whose charts are at least `least` pixels wide. */
-export function place(grid, charts, least) {
+/** Give the charts that show their places in a grid whose charts are at least `least` pixels wide. `leads`: the first is twice as wide. */
+export function place(grid, charts, least, leads = false) {
   const shown = charts.filter((chart) => !chart.element.hidden);
-  const widths = spans(shown.length, Math.max(1, Math.floor(grid.clientWidth / least)));
+  const most = Math.max(1, Math.floor(grid.clientWidth / least));
+  const first = !leads ? [] : most > 3 ? [6, 3, 3] : most > 2 ? [8, 4] : [12];
+  const widths = [...first, ...spans(shown.length - first.length, most)];
   shown.forEach((chart, at) => chart.element.style.setProperty("--span", widths[at]));
 }
 

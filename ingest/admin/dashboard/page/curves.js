@@ -10,7 +10,7 @@ const CURVES = [
     { name: "received", label: "received", tone: "t1" }, { name: "committed", label: "stored", tone: "t2" },
     { name: "duplicate", label: "repeated", tone: "t5" }, { name: "rejected", label: "rejected", tone: "t4" }] },
   { id: "c-commit", title: "Time to store", unit: "from receipt to commit", tell: ms, peaks: true, series: [
-    { name: "commit_p99_ms", label: "99 of 100 within", tone: "t3" }, { name: "commit_p50_ms", label: "half within", tone: "t1" }] },
+    { name: "commit_p99_ms", label: "99 % in", tone: "t3" }, { name: "commit_p50_ms", label: "half in", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "memory", bound: "buffer_rows_max", series: [
     { name: "buffer_rows", label: "waiting", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "journal", series: [
@@ -89,7 +89,7 @@ export class Curves {
       if (chart.element.hidden) quiet.push(chart.title.toLowerCase());
     }
     byId("quiet").textContent = quiet.length ? `No ${quiet.join(" and no ")} in this time.` : "";
-    place(byId("curves"), this.charts, WIDTH_PX);
+    place(byId("curves"), this.charts, WIDTH_PX, true);
   }
 
   some(name) {

@@ -1,6 +1,6 @@
 // The current figures in three groups: what flows, what is in trouble, how the machine does.
 
-import { byId, bytes, count, duration, make, ms, rough, short } from "./text.js";
+import { byId, bytes, count, make, ms, rough, short } from "./text.js";
 
 const WEEK_S = 604800, YEAR_S = 31536000;
 const GROUPS = [["flow", "Flow"], ["trouble", "Trouble"], ["machine", "Machine"]];
@@ -43,12 +43,12 @@ function showFlow({ sum }, about, value) {
   const fill = value("buffer_used_pct");
   figure("flow", "received", "Received", `${short(value("received"))}/s`, `${short(sum.received)} in all`);
   figure("flow", "committed", "Stored", `${short(value("committed"))}/s`,
-    `${short(sum.committed)} in all` + (sum.duplicate ? `, ${short(sum.duplicate)} repeated` : ""));
+    sum.duplicate ? `${short(sum.duplicate)} repeated` : `${short(sum.committed)} in all`);
   const inStream = value("stream_waiting");
   if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
-    inStream ? `and ${short(inStream)} messages in the stream` : inStream === null ? "the stream is not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    inStream ? `${short(inStream)} in the stream` : inStream === null ? "stream not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   else figure("flow", "waiting", "Waiting", short(value("held")),
-    (value("held") ? `oldest ${duration(value("oldest_s"))}` : "none") + (fill >= 1 ? `; ${Math.round(fill)} % full` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    (value("held") ? `oldest ${rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");
   const lost = off || sum.dropped;
   byId("f-balance").dataset.tone = lost ? "bad" : "";
@@ -61,11 +61,11 @@ function showTrouble({ sum, ready }, about, value) {
   const refused = Object.values(ready.refused_60s ?? {}).reduce((a, b) => a + b, 0);
   const live = value("dlq_readings");
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
-  const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `; ${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
+  const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
   figure("trouble", "rejected", "Rejected", refused ? short(refused) : `${short(value("rejected"))}/s`,
-    refused ? "posts in 1 min" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
+    refused ? "posts in 1 min" : sum.rejected ? `${short(sum.rejected)} in all` : "none", refused || value("rejected") ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
-    live ? `oldest ${rough(sum.dlq?.[1])}` + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
+    live ? size || `oldest ${rough(sum.dlq?.[1])}` : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");
 }
 

@@ -24,7 +24,6 @@ export class Letters {
     byId("discard").addEventListener("click", () => this.discard({ ids: [...this.chosen] }, this.chosen.size));
     byId("replay-all").addEventListener("click", () => this.replayAll());
     byId("discard-all").addEventListener("click", () => this.discardAll());
-    if (!mayAct) byId("letters-actions").hidden = true;
     setInterval(() => this.stale && !this.chosen.size && !document.hidden && this.load(), PERIOD_MS);
   }
 
@@ -62,6 +61,8 @@ export class Letters {
     say(byId("letters-empty"), filtered
       ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `" + typed.run + " dlq list --limit 0` checks all.")
       : "No dead letters. Every accepted reading is in the table, or on its way to it.");
+    byId("letters-form").hidden = byId("letters-actions").hidden = !letters.length && !filtered && all;
+    if (!mayAct) byId("letters-actions").hidden = true;
     if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`${typed.run} dlq list --limit 0\` shows all.`);
     this.buttons();
   }

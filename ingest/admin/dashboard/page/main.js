@@ -52,7 +52,7 @@ function onNews(event) {
   document.title = `${trouble ? `${trouble[0].toUpperCase()}${trouble.slice(1)} – ` : ""}iot-ingest on ${about.host}`;
 }
 
-const device = new Device(() => feed.last || Date.now() / 1000, (name) => devices.mark(name));
+export const device = new Device(() => feed.last || Date.now() / 1000, (name) => devices.mark(name));
 const open = (name) => device.open(name);
 const devices = new Devices(open, ({ devices: listed, more }) => {
   // Of a few devices the first is shown at once; of many, none until the reader chooses.
