@@ -110,7 +110,7 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
             await seen.wait_text("#device-charts .legend", "187")
             curve = PICTURE.replace("#c-readings", "#device-charts")
             first = await seen.page.evaluate(curve)
-            await seen.wait_true(f"{curve} !== '{first}'")
+            await seen.wait_true(f"{curve} !== '{first}'", within_s=20)
             for width in WIDTHS:
                 await seen.page.set_viewport_size({"width": width, "height": 844})
                 assert await seen.page.evaluate(TOO_WIDE) == [], width

@@ -82,7 +82,7 @@ export function bytes(value) {
   if (value == null) return "–";
   let left = value;
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (left < 1024) return `${short(left)} ${unit}`;
+    if (left < 1000) return `${short(left)} ${unit}`; // at most three digits
     left /= 1024;
   }
   return `${short(left)} TiB`;
