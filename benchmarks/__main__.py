@@ -1,9 +1,9 @@
 """`./run bench`: the parts by pytest-benchmark, then the whole service side by side.
 
-All options are those of side_by_side.py (`--help`). With `--only` the parts are left out. Medians
-of the parts go into RESULTS.md too. `--against COMMIT` is a command of its own: it only compares
-this working tree with a commit (against.py). So is `--roles`: it compares `ingest up`, and roles
-with three brokers, with `ingest serve` (roles/nats/protocol.py).
+All options are those of side_by_side.py (`--help`). With `--only` the parts are left out.
+`--against COMMIT` is a command of its own: it only compares this working tree with a commit
+(against.py). So is `--roles`: it compares `ingest up`, and roles with three brokers, with `ingest
+serve` (roles.py).
 """
 
 from __future__ import annotations

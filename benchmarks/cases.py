@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from benchmarks import wrk
+from benchmarks.alternating import COLUMNS_HOSTS
 from benchmarks.contenders import CONTENDERS, CPU_US, Contender, Figures
-from benchmarks.fleets import FLEETS, HOSTS, MIXED, QUIET
+from benchmarks.fleets import FLEETS, HOSTS, MANY, MIXED, QUIET
 from benchmarks.floors import COPY_BATCHES
 from benchmarks.overload import OVERLOADS
 from benchmarks.stories import STORIES
@@ -19,6 +21,7 @@ from benchmarks.stories import STORIES
 ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES, *FLEETS)
 }
+FEW_HOSTS, MANY_HOSTS = COLUMNS_HOSTS
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -39,16 +42,14 @@ class Wanted(NamedTuple):
 class Case(NamedTuple):
     """One claim.
 
-    `chart` is the figure by which the contenders are compared. If it is empty, each contender has
-    figures of its own, and the picture shows those of `bars` (label, contender, figure), in `unit`.
+    `shown` are figures of its own (label, contender, figure), in `unit`.
     """
 
     name: str
     title: str
     contenders: tuple[str, ...]
     wanted: tuple[Wanted, ...]
-    chart: str = ""
-    bars: tuple[tuple[str, str, str], ...] = ()
+    shown: tuple[tuple[str, str, str], ...] = ()
     unit: str = ""
 
 
@@ -113,7 +114,6 @@ def _columns(name: str, table_bytes: float, of_influx: float | None = None) -> C
         f"Tables with columns: {name.replace('_', ' ')}, beside InfluxDB",
         tuple(mine + end for end in ("_influx", "", "_twice_influx", "_twice")),
         tuple(wanted),
-        CPU_US,
     )
 
 
@@ -156,14 +156,12 @@ CASES = (
                 0.85,
             ),
         ),
-        "posts_per_s",
     ),
     Case(
         "hundreds",
         "Posts of 100, beside COPY of ready bytes",
         (*(f"copy_{rows}" for rows in COPY_BATCHES), "hundreds"),
         (Wanted("rows/s, divided by those of the better COPY", of_copy, 0.75),),
-        "rows_per_s",
     ),
     Case(
         "singles_inserts",
@@ -176,7 +174,6 @@ CASES = (
                 6,
             ),
         ),
-        "rows_per_s",
     ),
     Case(
         "hundreds_inserts",
@@ -189,21 +186,18 @@ CASES = (
                 40,
             ),
         ),
-        "rows_per_s",
     ),
     Case(
         "singles_peers",
         "Single readings, beside InfluxDB and VictoriaMetrics",
         _beside_peers("singles"),
         _of_influx("singles", 1.0, 1.0),
-        "rows_per_s",
     ),
     Case(
         "hundreds_peers",
         "Posts of 100, beside InfluxDB and VictoriaMetrics",
         _beside_peers("hundreds"),
         _of_influx("hundreds", 0.8, 0.55),
-        "rows_per_s",
     ),
     Case(
         "telegraf_peers",
@@ -216,7 +210,6 @@ CASES = (
                 0.4,
             ),
         ),
-        "rows_per_s",
     ),
     *(
         Case(
@@ -235,7 +228,6 @@ CASES = (
                     bound,
                 ),
             ),
-            "rows_per_s",
         )
         for script, kind, bound in (
             ("singles", "Single readings", 0.75),
@@ -254,7 +246,6 @@ CASES = (
                 1.25,
             ),
         ),
-        "posts_per_s",
     ),
     Case(
         "library",
@@ -267,12 +258,11 @@ CASES = (
                 0.8,
             ),
         ),
-        "rows_per_s",
     ),
     Case(
         "fleet_singles",
         "A fleet: single readings of 100,000 devices, each on a new connection",
-        tuple(name + end for end in ("", "_tls") for name in ("fleet_floor", "fleet_singles")),
+        ("fleet_singles_influx", "fleet_floor", wrk.NEW, "fleet_floor_tls", wrk.NEW_TLS),
         tuple(
             Wanted(
                 f"CPU of the service a reading{title}, divided by that of the floor",
@@ -282,12 +272,11 @@ CASES = (
             )
             for end, title, bound in (("", "", 2.8), ("_tls", ", with TLS", 1.75))
         ),
-        "posts_per_s",
     ),
     Case(
         "fleet_lines",
         "A fleet of hosts, each with 20 keys of 8 fields, in posts of 1,000 lines",
-        tuple(HOSTS),
+        (f"{MANY}_influx", *HOSTS),
         tuple(
             Wanted(
                 f"CPU of the service a reading with {title}, divided by that with 25",
@@ -298,7 +287,6 @@ CASES = (
             for name, title in HOSTS.items()
             if name != "fleet_lines_25"
         ),
-        CPU_US,
     ),
     *(
         Case(
@@ -306,8 +294,6 @@ CASES = (
             title,
             (name,),
             (Wanted(what, value, bound, at_least=False, unit=unit),),
-            bars=(("service", name, CPU_US), ("PostgreSQL", name, "postgres_us_per_reading")),
-            unit="us of CPU a reading",
         )
         for name, title, what, value, bound, unit in (
             (
@@ -341,6 +327,19 @@ CASES = (
         )
     ),
     Case(
+        "columns_hosts",
+        "Tables with columns: posts as Telegraf's, of many hosts",
+        (FEW_HOSTS, MANY_HOSTS),
+        (
+            Wanted(
+                "CPU a reading of service and PostgreSQL with 100,000 hosts, by that with 500",
+                lambda of: cpu_of_both(of, MANY_HOSTS) / cpu_of_both(of, FEW_HOSTS),
+                1.7,
+                at_least=False,
+            ),
+        ),
+    ),
+    Case(
         "slowed",
         "Database slowed to a quarter, then open loop at 2 and 4 times what it takes",
         ("slowed", "slowed_singles"),
@@ -362,7 +361,7 @@ CASES = (
                 ),
             )
         ),
-        bars=tuple(
+        shown=tuple(
             (f"{kind}: {label}", name, f"{key}_rows_per_s")
             for name, kind in (("slowed", "posts of 100"), ("slowed_singles", "singles"))
             for key, label in (
@@ -387,7 +386,7 @@ CASES = (
             )
             for ack, bound in (("buffered", 5), ("committed", 40))
         ),
-        bars=tuple(
+        shown=tuple(
             (f"ack={ack}, {label}", "half_peak", f"{ack}_{key}_ms")
             for ack in ("buffered", "durable", "committed")
             for key, label in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))

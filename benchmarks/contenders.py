@@ -309,6 +309,7 @@ CONTENDERS = (
         partial(measure_floor, kind="tls", script=wrk.NEW_TLS),
     ),
     Contender(wrk.NEW_TLS, "iot-ingest, TLS, journal, ack=durable", measure_tls),
+    *_peers(wrk.NEW)[:1],
     *_of_script("singles"),
     Contender(
         "singles_inserts_tuned",

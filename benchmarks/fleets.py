@@ -10,15 +10,19 @@ from functools import partial
 import uvloop
 
 from benchmarks import peers
-from benchmarks.alternating import COLUMNS, MORE_WAYS, Way, two_services
+from benchmarks.alternating import COLUMNS, COLUMNS_HOSTS, MORE_WAYS, Way, two_services
 from benchmarks.columns import VALUES
 from benchmarks.contenders import CPU_US, FIRST_US, WARM_S, WARM_US, Contender, Figures, Plan
 from benchmarks.open_loop import Load, send
 from benchmarks.processes import REPOSITORY, Broken, raise_open_files_limit, scratch
 
 HOSTS = {f"fleet_lines_{hosts}": f"{hosts:,} hosts" for hosts in (25, 1_000, 10_000)}
-MIXED, QUIET = "fleet_mixed", "fleet_quiet"
-TITLES = {**HOSTS, **dict.fromkeys((MIXED, QUIET), "journal, ack=durable")}
+MANY, MIXED, QUIET = "fleet_lines_1000", "fleet_mixed", "fleet_quiet"
+TITLES = {
+    **HOSTS,
+    **{name: f"tables, {hosts:,} hosts" for name, hosts in COLUMNS_HOSTS.items()},
+    **dict.fromkeys((MIXED, QUIET), "journal, ack=durable"),
+}
 ENDS = {"": "", "_twice": ", all sent twice"}
 COLUMNS_TITLES = {
     f"columns_{name}{end}": f"tables, journal, ack=durable{title}"
@@ -49,7 +53,12 @@ def measure_influx(plan: Plan, load: Load) -> Figures:
             raise Broken(f"answers {dict(tally.statuses)}, {tally.lost_posts} posts lost")
         least = (warm.taken_rows + taken) // (1 + load.twice)
         peers.check_count(peer, least, unanswered=load.twice * least)
-    return {CPU_US: used_s / taken * 1e6, "readings_per_s": taken / tally.took_s}
+    return {
+        CPU_US: used_s / taken * 1e6,
+        "readings_per_s": taken / tally.took_s,
+        "p50_ms": tally.latencies.quantile(0.5) * 1e3,
+        "p99_ms": tally.latencies.quantile(0.99) * 1e3,
+    }
 
 
 FLEETS = tuple(
@@ -64,11 +73,12 @@ FLEETS = tuple(
     if way.name in titles
 ) + tuple(
     Contender(
-        f"columns_{name}{end}_influx",
-        f"InfluxDB 1.x{title}",
-        partial(measure_influx, load=load._replace(twice=bool(end))),
+        f"{way.name}_influx",
+        f"InfluxDB 1.x{ENDS[end]}",
+        partial(measure_influx, load=way.load),
         by_wrk=False,
     )
-    for name, load in COLUMNS.items()
-    for end, title in ENDS.items()
+    for way in MORE_WAYS
+    for end in ["_twice" if way.load.twice else ""]
+    if way.name in (MANY, *COLUMNS_TITLES)
 )

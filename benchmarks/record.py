@@ -16,7 +16,7 @@ class Line(NamedTuple):
     """One run of the benchmark, as it is written to results.ndjson.
 
     `runs` has the figures of each run by contender, `left_out` the reason why a contender has none
-    or too few, `parts` the medians of pytest-benchmark in seconds by test.
+    or too few.
     """
 
     at: str
@@ -27,7 +27,6 @@ class Line(NamedTuple):
     cases: list[str]
     runs: dict[str, list[Figures]]
     left_out: dict[str, str]
-    parts: dict[str, float]
 
 
 def read(folder: Path) -> list[Line]:

@@ -44,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.runs = chosen.runs or (1 if chosen.quick else 5)
     chosen.seconds = chosen.seconds or (1.0 if chosen.quick else 5.0)
     cases: Sequence[Case] = chosen.only or CASES
-    parts: dict[str, float] = {}
     if chosen.parts_only or not (chosen.no_parts or chosen.only):
-        code, parts = run_parts(quick=chosen.quick)
+        code = run_parts(quick=chosen.quick)
         if code or chosen.parts_only:
             return code
     measured = Measured({}, {}, {})
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(cases, measured)
     print(f"took {time.monotonic() - began_s:.0f} s", file=sys.stderr)
     if chosen.record and not chosen.quick:
-        write(chosen, cases, measured, parts)
+        write(chosen, cases, measured)
     return 1 if measured.broken else 0
 
 
@@ -73,12 +72,7 @@ def show(cases: Sequence[Case], measured: Measured) -> None:
             print(f"{title}: {name}: {why}", file=sys.stderr)
 
 
-def write(
-    chosen: argparse.Namespace,
-    cases: Sequence[Case],
-    measured: Measured,
-    parts: dict[str, float],
-) -> None:
+def write(chosen: argparse.Namespace, cases: Sequence[Case], measured: Measured) -> None:
     """Record the figures."""
     broke = {name: f"it broke: {why}" for name, why in measured.broken.items()}
     line = Line(
@@ -90,7 +84,6 @@ def write(
         cases=[case.name for case in cases],
         runs=measured.runs,
         left_out={**measured.left_out, **broke},
-        parts=parts,
     )
     results.record(line, chosen.results)
     print(f"written: {chosen.results / results.DOCUMENT}", file=sys.stderr)

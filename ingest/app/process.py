@@ -27,10 +27,13 @@ import msgspec
 from ingest import __version__
 from ingest.app.annexes import check_settings
 from ingest.buffers.journal.segments import has_blocks
+from ingest.config.declared_tables import make_tables
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
 from ingest.model.errors import StartError
+from ingest.model.tables import ALL_READINGS
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.system import logs
 from ingest.system.clock import sleep_unless
 from ingest.system.files import replace_private
@@ -219,13 +222,13 @@ def greeting_lines(
     needs_token: bool,
     admin_listen: str,
     page: str,
-    table: str,
+    target: TargetTable,
     waiting: str = "",
 ) -> Iterator[str]:
     """Yield the first lines: where to post, and where to see the result.
 
     The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
-    `folder` is the state folder, `page` the address of the dashboard. `table` is named as in SQL.
+    `folder` is the state folder, `page` the address of the dashboard. `target` is the table.
     `waiting` is why the database does not answer yet, or empty.
     """
     run = command_words()["run"]
@@ -252,7 +255,9 @@ def greeting_lines(
     if not settings.database_url:
         # A command finds the default folder itself.
         flag = f" --state-dir {shlex.quote(str(folder))}" if settings.state_dir else ""
-        look = f"{run} psql{flag} -c {shlex.quote(f'table {table}')}"
+        if make_tables(settings):
+            target = target._replace(table=ALL_READINGS)
+        look = f"{run} psql{flag} -c {shlex.quote(f'table {target.name}')}"
         yield f"database:      embedded; to look into it: {look}"
     else:
         file = settings.database_url_file

@@ -138,7 +138,7 @@ class Service:
             admin_listen=admin_listen,
             needs_token=core.endpoint.needs_token,
             page=self.admin_side.page_address(with_key=self._terminal),
-            table=core.target.name,
+            target=core.target,
             waiting="" if state.is_open else state.message or "no answer yet",
         ):
             process.announce(line)

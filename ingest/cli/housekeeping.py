@@ -12,7 +12,7 @@ from datetime import date
 from itertools import groupby
 from typing import Any
 
-from ingest.app.database import timeouts
+from ingest.app.database import declared_fault, timeouts
 from ingest.app.housekeeping import TableJobs
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
@@ -36,23 +36,24 @@ def _day_us(text: str) -> int:
 
 
 async def _plan(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    reports = await _reports(args, loaded)
+    reports, fault = await _reports(args, loaded)
     due = [step for report in reports for step in _steps(report.due)]
-    return Ending(due, _text(plan_text, reports))
+    return Ending(due, _text(plan_text, reports, fault))
 
 
 async def _status(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    readings, *declared = reports = await _reports(args, loaded)
+    reports, fault = await _reports(args, loaded)
+    readings, *declared = reports
     document = status_of(readings)
     if declared:
         document["declared"] = list(map(status_of, declared))
-    return Ending(document, _text(status_text, reports))
+    return Ending(document, _text(status_text, reports, fault))
 
 
 async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
-    reports = await _reports(args, loaded)
+    reports, fault = await _reports(args, loaded)
     all_did = [did for report in reports for did in report.did]
-    refused = next((each.schema.needs for each in reports if each.schema.refuses), "")
+    refused = next((each.schema.needs for each in reports if each.schema.refuses), fault)
     document = {
         "did": [
             {**step, "error": did.error, "left": did.left}
@@ -63,11 +64,11 @@ async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
         "refused": refused,
     }
     failed = any(each.error for each in all_did)
-    return Ending(document, _text(run_text, reports), 1 if failed or refused else 0)
+    return Ending(document, _text(run_text, reports, fault), 1 if failed or refused else 0)
 
 
-async def _reports(args: argparse.Namespace, loaded: Loaded) -> list[runs.Report]:
-    """Return the report on `readings`, and on each declared table."""
+async def _reports(args: argparse.Namespace, loaded: Loaded) -> tuple[list[runs.Report], str]:
+    """Return the report on `readings`, and on each declared table; and what is not declared."""
     settings, reports = loaded.settings, list[runs.Report]()
     async with owners_database(settings) as url:
         tables = TableJobs(settings, from_us=getattr(args, "from_us", None))
@@ -78,11 +79,12 @@ async def _reports(args: argparse.Namespace, loaded: Loaded) -> list[runs.Report
             else:
                 reports.append(await runs.look(*where, target=target))
             tables.found(reports[-1].view)
-    return reports
+        fault = await declared_fault(url, settings)
+    return reports, fault
 
 
-def _text(words: Callable[[runs.Report], str], reports: Sequence[runs.Report]) -> str:
-    return "\n\n".join(map(words, reports))
+def _text(words: Callable[[runs.Report], str], reports: Sequence[runs.Report], fault: str) -> str:
+    return "\n\n".join([*map(words, reports), *filter(None, [fault])])
 
 
 def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import math
 import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from ingest.http.clients import Proxies
@@ -217,7 +218,9 @@ class Port:
         if page is None:
             labels = [each.label for each in self._patterns if each.label != OTHER]
             known = [*self._pages, *labels[:PATTERNS_SHOWN_MAX]]
-            return Refused("not_found", f"there are {', '.join(known)}")
+            known.sort(key=lambda each: len(commonprefix((each, path))), reverse=True)  # noqa: RUF071  letters count
+            text = f"did you mean {known[0]}? There are also {', '.join(known[1:])}"
+            return Refused("not_found", text)
         return Refused("method_not_allowed", f"{path} allows {' and '.join(page.methods)}")
 
     def _failed(self, request: Request, found: _Found, error: Exception) -> Answer:

@@ -17,29 +17,29 @@ CEILINGS = {
     "ingest": 19,
     "ingest/access": 418,
     "ingest/admin": 1166,
-    "ingest/app": 1704,
+    "ingest/app": 1700,
     "ingest/buffers": 1708,
-    "ingest/cli": 1811,
+    "ingest/cli": 1838,
     "ingest/config": 718,
     "ingest/dead_letters": 1360,
     "ingest/embedded": 577,
     "ingest/formats": 3881,
-    "ingest/http": 1932,
+    "ingest/http": 1935,
     "ingest/http_client": 190,
     "ingest/model": 1047,
     "ingest/mqtt": 996,
     "ingest/receiver": 1544,
-    "ingest/roles": 4823,
-    "ingest/sinks": 2567,
+    "ingest/roles": 4825,
+    "ingest/sinks": 2570,
     "ingest/system": 804,
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47695,
-    "loadgen": 4533,
-    "benchmarks": 2766,
+    "tests": 47803,
+    "loadgen": 4573,
+    "benchmarks": 2630,
 }
-ADVICE = "take something away, or raise the ceiling with a decision that says what users get for it"
+ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
 
 
 def statements(tree: ast.Module) -> int:

@@ -66,7 +66,7 @@ async def test_made_tables_fit_and_a_second_time_nothing_is_done(
 ) -> None:
     """Types, key, comments. Several processes may do it at once."""
     done = await apply_tables(operator, TABLES)
-    made = ['table public."climate"', 'table public."cpu"', 'view public."all_readings"']
+    made = ['table public."climate"', 'table public."cpu"', "view public.all_readings"]
     assert done == [f"made the {each}" for each in made]
     for table in TABLES.all:
         target = schema.ColumnTarget("public", form_of_table(table))
@@ -85,7 +85,7 @@ async def test_view_shows_each_value_as_a_reading(operator: asyncpg.Connection) 
     await apply_tables(operator, Tables([CLIMATE._replace(since_us=(0, DAY_US))]))
     await operator.execute("grant select on all_readings to public")
     done = await apply_tables(operator, TABLES)
-    assert done[-1] == 'made the view public."all_readings"'
+    assert done[-1] == "made the view public.all_readings"
     await operator.execute(ROWS)
     shown = "select metric, value from all_readings order by metric, value"
     assert [(*row,) for row in await operator.fetch(shown)] == SHOWN
@@ -210,7 +210,7 @@ async def test_table_of_somebody_else_is_taken_once_its_comments_say_so(
     await operator.execute(str(error.value).partition("\n")[2])
     assert await apply_tables(operator, declared("temperature", "co2")) == [
         'added to the table public."climate": co2',
-        'made the view public."all_readings"',
+        "made the view public.all_readings",
     ]
 
 
@@ -231,7 +231,7 @@ async def test_new_table_is_like_the_table_of_readings(operator: asyncpg.Connect
         "made 8 partitions",
         'made the table public."cpu"',
         "made 8 partitions",
-        'made the view public."all_readings"',
+        "made the view public.all_readings",
     ]
     collations = """select string_agg(distinct collation_name, ' ') from information_schema.columns
         where table_name in ('climate', 'cpu', 'all_readings') and collation_name is not null"""

@@ -53,7 +53,8 @@ async def both(connection: asyncpg.Connection, settings: Settings) -> asyncpg.Co
     await schema.apply(connection, partitions=await first_partitions(connection, DAY, ahead))
     await connection.execute(
         "create table climate (ts timestamptz, device_id text, temperature float8, "
-        "primary key (ts, device_id)) partition by range (ts)"
+        "primary key (ts, device_id)) partition by range (ts); comment on column "
+        "climate.temperature is 'iot-ingest: since 2026-01-01T00:00:00Z'"
     )
     begin = await partitions_like(connection, READINGS, DAY, ahead, CLIMATE)
     assert begin is not None
@@ -114,6 +115,13 @@ async def test_each_table_has_partitions_ahead_and_its_own_old_ones_leave(
     words = flags(shared_url, settings)
     plan = (await here("housekeeping", "plan", *words)).stdout
     assert f"detach, drop {old.name} (waits)" in plan
+    assert (await here("schema", "apply", *words)).code == 0  # it makes the view
+    for command, code in (("plan", 0), ("run", 1)):
+        without = await here("housekeeping", command, "--database-url", shared_url)
+        assert (without.code, '"climate" is not declared any more' in without.stdout) == (
+            code,
+            True,
+        )
     (done, again) = [await here("housekeeping", "run", "--yes", *words) for _ in range(2)]
     assert (done.code, f"drop {old.name}: done" in done.stdout) == (0, True)
     assert again.stdout.count("nothing was due") == 2

@@ -139,7 +139,7 @@ async def test_declared_table_is_partitioned_once_the_view_of_all_readings_is_aw
         assert code == 0, said
         words = ("schema", "adopt", "--yes", "--table-name", name, *url[:2])
         assert (await here(*words)).code == 0
-    assert 'made the view public."all_readings"' in (await here("schema", "apply", *url)).stdout
+    assert "made the view public.all_readings" in (await here("schema", "apply", *url)).stdout
     assert await operator.fetchval("select value from all_readings") == 1.0
     assert (await here("schema", "show", *url)).code == 0
     assert (await here("housekeeping", "run", *url)).code == 0

@@ -240,7 +240,10 @@ async def test_server_that_does_not_sync_is_found_unless_it_is_allowed(
         done = await here("stream", "check", *flags, "--broker-unsafe", "true")
         assert (done.code, done.stdout) == (0, FITS)
         away = ["--broker-monitor-url", "http://127.0.0.1:1"]
-        assert "does not answer" in (await here("stream", "check", *flags, *away)).stdout
+        said = (await here("stream", "check", *flags, *away)).stdout
+        assert "does not answer" in said
+        assert "broker_unsafe" not in said
+        assert "stream apply" not in said, "it would mend nothing"
     async with foreign(tmp_path, free_port, monitor, ", sync_interval: always") as url:
         assert (await here("stream", "check", *flags, *watch)).stdout == FITS
 

@@ -43,14 +43,18 @@ async def test_suggest_prints_a_file_for_what_came_in_the_last_hour(
         "sensors": {"humidity", "temperature"},
     }
     assert "Of 4,000 readings of the last 45 min, 4,000 would be 2,000 rows" in done.stdout
-    assert "they need 0.6 to 0.9 MB now, with the key, and would need 0.1 to 0.2 MB" in done.stdout
+    assert "need 546.9 KiB to 859.4 KiB now, with the key, and would need 78.1" in done.stdout
     found = json.loads((await here(*words, "--json")).stdout)
     assert [(each["readings"], each["rows"]) for each in found["tables"]] == [(2_000, 1_000)] * 2
     for statement in found["sql"]:
         await readings_connection.execute(statement)
     again = await here(*words, "--tables-file", file)
     assert (again.code, "no table would help" in again.stdout) == (1, True)
-    assert "(those of declared tables left out)" in again.stdout
+    await readings_connection.execute("create view all_readings as select * from readings")
+    await readings_connection.execute(FLEET.replace("temperature", "noise"))
+    more = await here(*words, "--tables-file", file)
+    assert 'name = "sensors"\nmetrics = [\n    "noise",\n]' in more.stdout
+    assert 'alter table "sensors" add column "noise" double precision;' in more.stdout
 
 
 async def test_suggest_reads_a_table_with_other_names(

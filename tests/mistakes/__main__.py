@@ -79,7 +79,8 @@ def main() -> int:
             continue
         began_s = time.monotonic()
         result = tried(patch)
-        print(f"| {patch.stem} | {result} | {time.monotonic() - began_s:.0f} s |", flush=True)
+        what = patch.read_text().split("\n")[1]
+        print(f"{patch.stem}: {result}; {time.monotonic() - began_s:.0f} s; {what}", flush=True)
         found_all = found_all and not result.startswith("not")
     return 0 if found_all else 1
 

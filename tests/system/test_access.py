@@ -79,13 +79,14 @@ async def test_commands_of_docs_tokens_md(
     open_tmp_path: Path, at_hand: dict[str, Any], here: Here
 ) -> None:
     """As they stand: a token, the start for the network with limits, limits of a token, a
-    certificate, admins, rotation, end."""
-    first, start, limits, own, certificate, proxy, admins, later = (
+    certificate, admins, a leaked token, rotation, end."""
+    first, start, leaked, later, limits, own, certificate, proxy, admins = (
         each.text for each in fences(DOCUMENTS["docs/use/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)
     assert words[:2] == ["./run", "token"]
-    token = await made(here, open_tmp_path, *words[2:])
+    words_of_first = words[2:]
+    token = await made(here, open_tmp_path, *words_of_first)
     assert shlex.split(start) == ["./run", "--listen", "0.0.0.0:8080"]
     for each in (own, certificate):
         await made(here, open_tmp_path, *shlex.split(each)[2:])
@@ -115,12 +116,16 @@ async def test_commands_of_docs_tokens_md(
             assert await status(service, admin) == 403
         assert (await service.request("GET", service.admin_url + "/")).status == 401
         assert (await here("hold", "show", "--state-dir", open_tmp_path)).code == 0
-        for command in later.splitlines():
-            done = await here(
-                *shlex.split(command, comments=True)[1:], "--state-dir", open_tmp_path
-            )
-            assert done.code == 0, (command, done.stderr)
-        assert await status(service, token) == 401
+        for commands in (leaked, later):
+            for command in commands.splitlines():
+                done = await here(*shlex.split(command)[1:], "--state-dir", open_tmp_path)
+                assert done.code == 0, (command, done.stderr)
+                if command.endswith("--now"):
+                    assert await status(service, token) == 401
+                    token = done.stdout.split()[-1]
+                    assert await status(service, token) == 202
+            assert await status(service, token) == 401
+            token = await made(here, open_tmp_path, *words_of_first)
 
 
 @pytest.mark.slow

@@ -85,8 +85,11 @@ async def _check(
 def _checked(faults: list[StreamFault], unsafe: list[StreamFault]) -> str:
     """Return what `check` has found; `broker_unsafe` is the name of a server that may lose data."""
     lines = [str(each) for each in faults]
-    lines += [f"broker_unsafe: {each}" for each in unsafe]
-    if faults:
+    lines += [
+        str(each) if each.fault.startswith(watch.SILENT) else f"broker_unsafe: {each}"
+        for each in unsafe
+    ]
+    if not all(each.fault.startswith(streams.NOT_BY_APPLY) for each in faults):
         lines.append("`ingest stream apply` makes what is missing, and changes what differs")
     return "\n".join(lines) or "the streams and their consumers are as they must be"
 

@@ -329,6 +329,9 @@ def altered(found: Found, wanted: WantedStream) -> list[StreamFault]:
     return listed
 
 
+NOT_BY_APPLY = ("its copy on ", "has no leader")  # so begin faults that only a server can mend
+
+
 def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
     """Return copies that are behind: one more server less, and the stream stands still.
 
@@ -349,7 +352,10 @@ def degraded(found: Found, wanted: WantedStream) -> list[StreamFault]:
     return listed + [
         StreamFault(
             where,
-            f"its copy on {each['name']} is {'behind' if each.get('active') else 'out of reach'}",
+            f"its copy on {each['name']} is behind"
+            if each.get("active")
+            else f"its copy on {each['name']} is out of reach: start that server. Posts are taken "
+            "while most servers run",
         )
         for each in cluster.get("replicas") or ()
         if not each.get("current")

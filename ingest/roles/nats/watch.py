@@ -52,6 +52,8 @@ NOT_KNOWN = StreamFault(
     "broker_unsafe if you are sure",
 )
 
+SILENT = "its monitor port does not answer"
+
 _log = get_logger("broker")
 
 
@@ -78,7 +80,7 @@ class ServerLook(NamedTuple):
     def degraded(self) -> Iterator[StreamFault]:
         """Yield what else is wrong."""
         if self.silent:
-            yield StreamFault(self.where, f"its monitor port does not answer: {self.silent}")
+            yield StreamFault(self.where, f"{SILENT}: {self.silent}")
         if self.disk:
             yield StreamFault(self.where, f"{self.disk}: free some space, and restart nats-server")
         elif self.illness:

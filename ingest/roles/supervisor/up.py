@@ -197,7 +197,7 @@ class Supervisor:
             admin_listen=admin_listen,
             needs_token=settings.access == TOKEN,
             page=self.admin.page_address(with_key=self._terminal),
-            table=known.target.name,
+            target=known.target,
         ):
             self._process.announce(line)
 

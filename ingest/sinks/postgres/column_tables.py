@@ -221,8 +221,7 @@ async def _apply_one(
     if not await connection.fetchval("select to_regclass($1) is not null", target.name):
         done += await _create(connection, readings, target, partitions)
     elif missing:
-        added = ", ".join(f"add column {quoted(each)} double precision" for each in missing)
-        await connection.execute(f"alter table {target.name} {added}")
+        await connection.execute(add_statement(target.name, missing))
         done.append(f"added to the table {target.name}: {', '.join(missing)}")
     for column, since_us in zip(table.columns, table.since_us, strict=True):
         if column in missing:
@@ -253,6 +252,12 @@ async def _create(
     if like["device_index"]:
         await schema.make_device_index(connection, plain, (*target.key[1:], "ts"))
     return done
+
+
+def add_statement(name: str, columns: Sequence[str]) -> str:
+    """Return the statement that adds columns to a table; `name` is as SQL has it."""
+    added = ", ".join(f"add column {quoted(each)} double precision" for each in columns)
+    return f"alter table {name} {added}"
 
 
 def create_statement(target: ColumnTarget, collations: Sequence[str], *, by_time: bool) -> str:

@@ -15,6 +15,7 @@ from asyncpg import Connection, Record
 
 from ingest.model.errors import StartError
 from ingest.model.moments import TableForm
+from ingest.model.tables import ALL_READINGS
 
 TABLE = "readings"
 KEY = ("ts", "device_id", "metric", "value")  # the default names, and those of our own SQL
@@ -22,7 +23,7 @@ KEY_LIST = ", ".join(KEY)
 NAME_BYTES_MAX = 63  # of a name in PostgreSQL, which cuts longer ones silently
 # Every other name is in quotes: the words that a later server reserves are not known.
 _DEVICE_INDEX = "_device_idx"
-_BARE = frozenset({"public", TABLE, TABLE + _DEVICE_INDEX, *KEY})
+_BARE = frozenset({"public", ALL_READINGS, TABLE, TABLE + _DEVICE_INDEX, *KEY})
 
 # OID, name, and as ALTER has it
 _TIME = (1184, "timestamptz", "timestamptz")

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest.app.buffer import make_buffer
+from ingest.app.database import make_target
 from ingest.app.process import (
     EXIT_BROKEN,
     EXIT_LOST,
@@ -34,6 +35,7 @@ from ingest.system.files import Lock
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
 from tests.support.blocks import make_block
+from tests.support.documents import REPOSITORY
 from tests.support.letters import LetterFiles, drained, keep
 
 
@@ -215,6 +217,7 @@ EVERYWHERE = {
 }
 PUBLISHED = {"INGEST_PUBLISHED_AT": "localhost"}
 PSQL = "to look into it: ingest psql"
+DECLARED = Settings(tables_file=str(REPOSITORY / "tests/faults/tables.toml"))
 # Variables, arguments, and what the greeting says.
 GREETINGS: list[tuple[dict[str, str], dict[str, Any], tuple[str, ...]]] = [
     # Nobody can open 0.0.0.0 of a container, and few its private address.
@@ -233,6 +236,7 @@ GREETINGS: list[tuple[dict[str, str], dict[str, Any], tuple[str, ...]]] = [
     # The state folder is quoted for the shell, and the usual one is left out.
     ({}, {"settings": Settings()}, (f"{PSQL} -c 'table readings'",)),
     ({}, {}, (f"{PSQL} --state-dir '/my s' -c 'table readings'",)),
+    ({}, {"settings": DECLARED}, (f"{PSQL} -c 'table all_readings'",)),
     (
         {},
         {"settings": Settings(database_url="postgresql://x/y", database_url_file="/u")},
@@ -267,7 +271,7 @@ def test_greeting_names_what_can_be_typed_here(
         "needs_token": False,
         "admin_listen": "a:2",
         "page": "",
-        "table": "readings",
+        "target": make_target(Settings()),
     }
     text = "\n".join(["", *greeting_lines(**{**usual, **given}), ""])
     assert [each for each in told if each not in text] == []

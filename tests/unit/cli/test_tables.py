@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.cli.commands import main
 from ingest.cli.doctor.checks import tables_check
 from ingest.cli.tables import file_text, suggestions
-from ingest.config.declared_tables import declared_tables
+from ingest.config.declared_tables import PRESETS, declared_tables
 from ingest.config.settings import Settings
 from ingest.model.tables import NO_TABLES, ColumnTable, Tables
 from tests.support.commands import Here, Step
@@ -58,9 +58,35 @@ def test_what_cannot_be_a_column_or_has_one_is_left_out() -> None:
     """A name of the key, one that is too long, one with tags, and what a declared table takes."""
     known = Tables([ColumnTable("sensors", "", ("a", "b"), (0, 0))])
     long = "x" * 64
-    assert suggested((f"a b c d ts xmin {long} e,f", 3), known=known) == {
-        "sensors_2": ("", "c d", 6, 3)
+    seen = (f"a b ts xmin {long} e,f", 3)
+    assert suggested(seen, known=known) == {}
+    assert suggested(seen, ("c d", 3), known=known) == {"sensors_2": ("", "c d", 6, 3)}
+
+
+def test_what_comes_with_a_declared_table_becomes_columns_of_it() -> None:
+    """Also a single one, and one that comes seldom; as many as the table has room for."""
+    names = tuple(f"a{number}" for number in range(99))
+    climate = ColumnTable("climate", "", names, (0,) * 99)
+    cpu = ColumnTable("host", "cpu", ("idle",), (0,))
+    known = Tables([climate, cpu])
+    seen = [("a1 noise", 9), ("a1 noise rain", 1), ("cpu.idle,cpu=0 cpu.user,cpu=0", 5), ("x y", 2)]
+    assert suggested(*seen, known=known) == {
+        "climate": ("", "noise", 10, 10),
+        "host": ("cpu", "user", 5, 5),
+        "sensors": ("", "x y", 4, 2),
     }
+
+
+def test_preset_is_suggested_where_it_fits() -> None:
+    """At least half of its fields came, and no other one."""
+    fields = PRESETS["telegraf_system"]["fields"]
+    for count, others in ((len(fields), ()), (4, ()), (3, ()), (4, ("mine",))):
+        metrics = frozenset(f"system.{each}" for each in (*fields[:count], *others))
+        (found,) = suggestions([(metrics, 2)], NO_TABLES, "readings", SINCE_US)
+        assert found[1:] == (2 * len(metrics), 2)
+        fits = count > 3 and not others
+        assert ('preset = "telegraf_system"' in file_text([found])) == fits
+        assert [*found.table.columns] == (fields if fits else sorted((*fields[:count], *others)))
 
 
 PARTS = st.sampled_from(["cpu", "a\\,b", ",", "ü", "value", "", ".", "x" * 64])

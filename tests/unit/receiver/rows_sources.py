@@ -182,7 +182,7 @@ GETS = [  # where the query is data, `p` is no token: it may be a pressure
         headers={"cache-control": "no-store"},
     ),
     Row(head("GET", "/v1/in/esp"), 405),
-    Row(head("GET", "/v1/in/none"), 404),
+    Row(head("GET", "/v1/in/esp-2"), 404, says="did you mean /v1/in/esp? There are also"),
     *(
         Row(request("/v1/in/shelly?dev=a&t=1", None, headers, method="GET", host=host), status)
         for host, headers, status in (

@@ -8,6 +8,7 @@ import pytest
 
 from ingest.roles.nats.streams import (
     FIXED,
+    NOT_BY_APPLY,
     UNDECLARED,
     Found,
     changed,
@@ -127,9 +128,11 @@ def test_faults_name_what_is_missing_or_behind() -> None:
     assert [str(each) for each in faults(Found(stream, None), WANTED)] == [
         "the consumer writer of INGEST: is missing",
         "the stream INGEST: its copy on n3 is behind",
-        "the stream INGEST: its copy on n4 is out of reach",
+        "the stream INGEST: its copy on n4 is out of reach: start that server. Posts are taken "
+        "while most servers run",
     ]
     stream["cluster"] = {"replicas": []}
     consumer = {"config": WANTED.consumers["writer"]}
     (found,) = faults(Found(stream, consumer), WANTED)
     assert found.fault == "has no leader"
+    assert found.fault.startswith(NOT_BY_APPLY)
