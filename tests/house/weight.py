@@ -16,7 +16,7 @@ from tests.house.layout import files_of, walk
 CEILINGS = {
     "ingest": 19,
     "ingest/access": 418,
-    "ingest/admin": 1166,
+    "ingest/admin": 1160,
     "ingest/app": 1700,
     "ingest/buffers": 1708,
     "ingest/cli": 1838,
@@ -35,7 +35,7 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47803,
+    "tests": 47908,
     "loadgen": 4573,
     "benchmarks": 2630,
 }
