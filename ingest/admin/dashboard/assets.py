@@ -105,4 +105,6 @@ async def runbook(_request: Request, query: str) -> Answer:
     parameters(query)
     if not RUNBOOK.is_file():
         raise Refused("not_found", "there is no runbook here")
-    return Answer(200, RUNBOOK.read_bytes(), b"text/plain; charset=utf-8", headers=HEADERS + NO_STORE)
+    return Answer(
+        200, RUNBOOK.read_bytes(), b"text/plain; charset=utf-8", headers=HEADERS + NO_STORE
+    )
