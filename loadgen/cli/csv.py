@@ -1,6 +1,6 @@
-"""`loadgen csv`: post a file of `timestamp,value`.
+"""`loadgen csv`: post a file of readings.
 
-Exit codes: 0 all accepted, 1 not all accepted, 2 wrong use or no such CSV, 130 interrupted.
+Exit codes: 0 all accepted, 1 not all, 2 wrong use or no such file or column, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loadgen.cli.options import ACKS, Option, add_all
 from loadgen.cli.parser import Parser
 from loadgen.cli.service_options import CA, STATE_DIR, TOKEN, URL, local_of, targets_for
 from loadgen.csv.client import Client, GaveUp, Reply
-from loadgen.csv.file import Batch, CsvError, CsvFile, zone_named
+from loadgen.csv.file import Batch, CsvError, CsvFile, columns_of, zone_named
 from loadgen.driver.trust import context_of
 from loadgen.live import shown
 from loadgen.proof.local_service import NoHome
@@ -30,18 +30,22 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `csv` with its options."""
     csv = commands.add_parser(
         "csv",
-        help="post a CSV of timestamp,value",
-        usage="loadgen csv FILE --device NAME --metric NAME [options]",
-        description="Post a CSV with the header `timestamp,value`. Lines that are no reading are\n"
-        "reported and left out. Posting a file again stores nothing twice.",
+        help="post a CSV",
+        usage="loadgen csv FILE [options]",
+        description="Post a CSV whose header names its columns: `timestamp` and `value`, or those\n"
+        "of --columns. Lines that are no reading are reported and left out. Posting a file again\n"
+        "stores nothing twice.",
         examples=(
             "loadgen csv machine.csv --device machine-1 --metric temperature",
             "loadgen csv door.csv --device door-3 --metric open --timezone Europe/Vienna",
+            "loadgen csv old.csv --columns time=time,device=sensor,metric=kind,value=val",
+            "loadgen csv wide.csv --columns time=at,device=id",
+            "loadgen csv wide.csv --device boiler-7 --columns time=at,temperature=t1,flow=f",
         ),
         epilog="exit codes:\n"
         "  0    everything was accepted\n"
         "  1    something was not\n"
-        "  2    wrong use, or the file cannot be read or has no such header\n"
+        "  2    wrong use, or the file cannot be read or lacks a column\n"
         "  130  ended by Ctrl-C",
     )
     csv.set_defaults(options=OPTIONS)
@@ -51,8 +55,16 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 
 OPTIONS = {
     "": (
-        Option("--device", "device_id of every reading", str, required=True, shows="NAME"),
-        Option("--metric", "metric of every reading", str, required=True, shows="NAME"),
+        Option("--device", "device_id of every reading", str, shows="NAME"),
+        Option("--metric", "metric of every reading", str, shows="NAME"),
+        Option(
+            "--columns",
+            "the columns of time, device, metric, value; without value, of METRIC=COLUMN, or "
+            "every column of numbers is a metric (time=timestamp,value=value)",
+            values.readable(columns_of),
+            {"value": "value"},
+            "WORD=COLUMN,..",
+        ),
         URL,
         CA,
         TOKEN,
@@ -115,7 +127,7 @@ def main(chosen: argparse.Namespace) -> int:
     except (NoHome, OSError, ValueError) as error:
         print(f"loadgen csv: {error}", file=sys.stderr)
         return 2
-    file = CsvFile(chosen.file, chosen.device, chosen.metric, chosen.timezone)
+    file = CsvFile(chosen.file, chosen.device, chosen.metric, chosen.timezone, chosen.columns)
     tally = _Tally()
     client = Client(
         target.url,
@@ -131,7 +143,7 @@ def main(chosen: argparse.Namespace) -> int:
         asyncio.run(_post_all(file, client, chosen.batch, chosen.connections, tally))
     except KeyboardInterrupt:
         interrupted = True
-    if tally.fatal and not file.has_header:
+    if tally.fatal and not file.rows:
         print(f"loadgen csv: {tally.fatal}", file=sys.stderr)
         return 2
     _summarise(file, client, tally, time.monotonic() - began_s)
@@ -185,6 +197,8 @@ def _summarise(file: CsvFile, client: Client, tally: _Tally, took_s: float) -> N
             print(f".. and {count - len(listed)} more {what}", file=sys.stderr)
     if tally.fatal:
         print(tally.fatal, file=sys.stderr)
+    if file.not_read:
+        print(f"not read (no number in the first line): {', '.join(file.not_read)}")
     print(
         f"rows={file.rows} accepted={tally.accepted} dead_lettered={tally.dead_lettered} "
         f"refused={tally.refused} left_out={file.bad_rows} retries={client.retries} "

@@ -28,7 +28,6 @@ class Option(NamedTuple):
     default: Any = None
     shows: str | None = None
     into: str | None = None
-    required: bool = False
     repeats: bool = False
 
     def add_to(self, group: argparse._ActionsContainer, action: Any = "store") -> None:
@@ -44,8 +43,6 @@ class Option(NamedTuple):
             more["metavar"] = self.shows
         if self.into:
             more["dest"] = self.into
-        if self.required:
-            more["required"] = True
         group.add_argument(self.name, **more)
 
 

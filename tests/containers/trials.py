@@ -175,7 +175,7 @@ async def mqtt(project: Project) -> None:
 async def pods_of(folder: str, place: Place) -> None:
     """kubernetes/FOLDER: posts before the table is there, kills, a stop that loses nothing."""
     document, service = {
-        "base": ("docs/run/operating.md", "iot-ingest"),
+        "base": ("docs/run/deploy.md", "iot-ingest"),
         "roles": ("docs/grow/scaling.md", "iot-ingest-gateway"),
     }[folder]
     here = place.folder / folder

@@ -17,9 +17,9 @@ CEILINGS = {
     "ingest": 19,
     "ingest/access": 418,
     "ingest/admin": 1166,
-    "ingest/app": 1709,
+    "ingest/app": 1700,
     "ingest/buffers": 1708,
-    "ingest/cli": 1844,
+    "ingest/cli": 1831,
     "ingest/config": 718,
     "ingest/dead_letters": 1360,
     "ingest/embedded": 577,
@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2104,
-    "tests": 47747,
-    "loadgen": 4533,
-    "benchmarks": 2655,
+    "tests": 47803,
+    "loadgen": 4573,
+    "benchmarks": 2630,
 }
 ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
 

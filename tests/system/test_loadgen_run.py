@@ -215,7 +215,7 @@ async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
 
     They run against the real service, which refuses `--poison` readings for any seed.
     """
-    document = (REPOSITORY / "docs" / "loadgen.md").read_text()
+    document = (REPOSITORY / "docs" / "reference" / "loadgen.md").read_text()
     lines = re.findall(r"^\./run loadgen run ?(.*)$", document, re.MULTILINE)
     assert len(lines) >= 3
     async with Service(open_tmp_path / "state") as service:

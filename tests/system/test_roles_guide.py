@@ -1,6 +1,6 @@
-"""The commands of the page on roles, as they are printed: TLS, upgrade, fewer processes.
+"""The commands of docs/grow/scaling.md after its recipe: TLS, upgrade, fewer processes.
 
-With three nats-servers on one machine, and the recipe of docs/grow/scaling.md.
+With three nats-servers on one machine.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ async def test_roles_and_servers_talk_by_tls(open_tmp_path: Path) -> None:
             shutil.copy(DEPLOY / "nats" / "tls.conf", home)
             run(command("sed -i -e '/^cluster"), home)
             assert (home / "nats.conf").read_text().count('include "tls.conf"') == 2
-        start = command("ingest gateway")
+        start = command("INGEST_BROKER_CA_FILE")
         secure, _, _ = start.partition("export INGEST_BROKER_URL")
+        start += "ingest gateway --listen 0.0.0.0:8080 --access open\n"
         tls = secure + f"export INGEST_BROKER_URL={ADMIN.replace('nats://', 'tls://')}\n"
         await cluster_is_there(place, tls)
         assert "as they must be" in await place.done(f"{tls}ingest stream check")
@@ -237,7 +238,7 @@ async def replaced(place: Machines, balancer: Balancer, gateways: list[Running])
         line = await gateways[number].line_with("probes and metrics")
         (port,) = re.findall(r"http://0\.0\.0\.0:(\d+)/", line)
         (admin,) = re.findall(r"http://(127\.0\.0\.1:\d+)", line)
-        await place.done(ready.replace("127.0.0.1:18080", admin))
+        await place.done(ready.replace("127.0.0.1:8091", admin))
         balancer.addresses.append(f"127.0.0.1:{port}")
         await balancer.goes_on()
 

@@ -16,11 +16,12 @@ import pytest
 
 from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.roles.embedded_broker import find_program
-from tests.support.documents import DOCUMENTS
+from tests.support.documents import DOCUMENTS, fences
 from tests.support.tcp_ports import free_port
 from tests.system.manager import Manager
 from tests.system.roles import Running, has_rows, running, takes
 from tests.system.service import REPOSITORY
+from tests.system.test_up_roles import real_up
 
 SCALING = DOCUMENTS["docs/grow/scaling.md"]
 DATABASE = "postgresql://ingest@db.example/metrics"
@@ -50,7 +51,11 @@ class Recipe:
         for (host, port), real in self.ports.items():
             text = text.replace(f"{host}:{port}", f"127.0.0.1:{real}")
         database = shlex.quote(self._database)  # the URL of a socket has `&`
-        return text.replace(DATABASE, database).replace("0.0.0.0:8080", "0.0.0.0:0")
+        return (
+            text.replace(DATABASE, database)
+            .replace("0.0.0.0:8080", "0.0.0.0:0")
+            .replace("127.0.0.1:8091", "127.0.0.1:0")
+        )
 
     def config(self, host: str) -> Path:
         """Write the files of one server; return its nats.conf."""
@@ -94,6 +99,19 @@ class Recipe:
 
 
 @pytest.mark.slow
+async def test_first_command_takes_posts_with_three_gateways(
+    open_tmp_path: Path, readings_url: str
+) -> None:
+    """Its three processes that take posts are listed on the page."""
+    _, word, flag, count = fences(SCALING)[0].text.split()
+    assert (word, flag) == ("up", "--gateways")
+    async with real_up(open_tmp_path, readings_url, gateways=count) as service:
+        assert (await service.post({"device_id": "d", "metric": "m", "value": 1})).status == 202
+        samples = await service.metrics()
+    assert {f'instance="gateway-{each}"' in str(samples) for each in range(1, 4)} == {True}
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Path) -> None:
     """Two gateways and two writers on three servers: all is in the table, the leader is killed.
@@ -113,14 +131,13 @@ async def test_recipe_of_three_machines_works_and_survives_one(open_tmp_path: Pa
             servers[host] = await ending.enter_async_context(running(log, *words, env={}))
         for each in servers.values():
             await each.line_with("Server is ready")
-        stream, writer, gateway = blocks("sh")
+        stream, table, writer, gateway, *_ = blocks("sh")
         login, _, commands = stream.partition("ingest stream apply\n")
         login = login.partition("8222\n")[2]
         await asyncio.sleep(2)  # they choose a leader
         await recipe.done(f"{login}ingest stream apply")
         assert "as they must be" in await recipe.done(login + commands)
-        assert f"ingest schema apply --database-url {DATABASE}" in SCALING
-        await recipe.done(f"ingest schema apply --database-url {DATABASE}")
+        await recipe.done(table)
         shells = [
             await ending.enter_async_context(recipe.shell(f"writer{number}", writer))
             for number in range(2)

@@ -21,6 +21,7 @@ from ingest.sinks.postgres.housekeeping.runs import Did
 from ingest.sinks.postgres.housekeeping.table_state import HYPERTABLE, look_at
 from ingest.years.retention import Chunks, Policy, Retention
 from tests.faults.server import DEBIAN, Server
+from tests.support.documents import DOCUMENTS, fences
 from tests.system.database import Database
 from tests.system.service import Service, run_command
 
@@ -67,9 +68,10 @@ async def test_old_chunks_are_dropped_after_a_yes(server: Server) -> None:
     """One step for all of them. It is no table of ours: no partition is made, nothing archived."""
     connection = await asyncpg.connect(server.url_of_superuser)
     await schema.apply(connection)
+    page = fences(DOCUMENTS["docs/run/database.md"])
+    (made,) = (each.text for each in page if "create_hypertable" in each.text)
     await connection.execute(
-        "select create_hypertable('readings', 'ts', chunk_time_interval => interval '1 day'); "
-        "insert into readings select now() - n * interval '1 day', 'd', 'm', 1 "
+        f"{made}; insert into readings select now() - n * interval '1 day', 'd', 'm', 1 "
         "from generate_series(0, 9) n"
     )
     (waiting,) = await run(connection, KEEP)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.roles import BY_NAME
-from benchmarks.roles_document import PARTS, paper_table, refreshed
+from benchmarks.roles_document import PARTS, cost_table, refreshed
 from benchmarks.roles_record import LINES, Case, Line, Newest, newest, read
 
 ROLES = {"gateway": 1.0, "nats-server": 0.4, "writer": 0.2, "supervisor": 0.1, "PostgreSQL": 1.5}
@@ -68,20 +68,23 @@ def test_newest_line_of_each_case_counts(tmp_path: Path) -> None:
     text = refreshed(
         "".join(f"<!-- measured: {name} -->\n<!-- end measured -->\n" for name in PARTS), found
     )
-    assert "| `up`, 1 gateway, posts of 100 | 0.90 (0.90 to 0.90) | 0.8 |" in text
-    assert "`up` 2.00 s (longest 9.00)" in text
+    assert "| `up`, 1 gateway, posts of 100 | 900.0 | 0.90 (0.90 to 0.90) | 1.00 |" in text
+    assert "An idle `ingest up` takes 1.0% of a core." in text
     assert refreshed(text, found) == text
     assert read(tmp_path / "none") == []
 
 
-def test_paper_multiplies_the_rate_with_the_figures() -> None:
-    """1 M readings/s at 1 us a reading is one core; 100 bytes a reading are 100 MB/s."""
-    measured = newest([line(case(0.9))])
-    row = next(each for each in paper_table(measured).splitlines() if "1,000,000, " in each)
-    cells = [each.strip() for each in row.strip("|").split("|")]
-    assert cells == [
-        "1,000,000, posts of 100",
-        *["1.00", "0.40", "0.20", "0.10", "1.50", "3.20", "100.0"],
-        "1,000",
+def test_costs_are_told_by_role() -> None:
+    """The medians of `serve` and of the other way; without a run there is no table."""
+    rows = [
+        [each.strip() for each in row.strip("|").split("|")]
+        for row in cost_table(newest([line(case(0.9))])).splitlines()[2:]
     ]
-    assert paper_table(Newest({}, None)) == "Nothing is measured yet."
+    assert rows == [
+        ["`serve`, posts of 100", "1,000", "1", "1.20", "", "", "1.50", "2.70"],
+        [
+            "`up`, 1 gateway, posts of 100",
+            *("900.0", "0.90 (0.90 to 0.90)", "1.00", "0.40", "0.20", "1.50", "3.20"),
+        ],
+    ]
+    assert cost_table(Newest({}, None)) == "Nothing is measured yet."

@@ -160,7 +160,7 @@ async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_wit
         (None, "cannot read {path}: No such file"),
         ("folder", "cannot read {path}: Is a directory"),
         ("", "{path} has no header"),
-        ("1,2\n3,4\n", "{path}, line 1: the header must name"),
+        ("1,2\n3,4\n", "{path} must have one column 'timestamp'; its header is '1, 2'"),
     ],
 )
 async def test_csv_that_is_none_is_wrong_use_and_a_sentence(

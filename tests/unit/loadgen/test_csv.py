@@ -8,12 +8,12 @@ from zoneinfo import available_timezones
 
 import pytest
 
-from loadgen.csv.file import Batch, CsvFile, zone_named
+from loadgen.csv.file import Batch, CsvError, CsvFile, columns_of, zone_named
 
 
 def _file(path: Path, content: bytes, zone: str = "UTC") -> CsvFile:
     path.write_bytes(content)
-    return CsvFile(path, "d", "m", zone_named(zone))
+    return CsvFile(path, "d", "m", zone_named(zone), {"value": "value"})
 
 
 def _all(file: CsvFile, rows_max: int = 1000) -> list[Batch]:
@@ -81,3 +81,56 @@ def test_batches_cover_the_file_in_order_with_their_lines(tmp_path: Path) -> Non
     batches = _all(file, 10)
     assert [len(json.loads(each.body)) for each in batches] == [10, 10, 5]
     assert [line for each in batches for line in each.lines] == list(range(3, 28))
+
+
+def _columned(path: Path, content: str, columns: str, *names: str | None) -> CsvFile:
+    path.write_text(content)
+    device, metric = names or (None, None)
+    return CsvFile(path, device, metric, zone_named("UTC"), columns_of(columns))
+
+
+def test_wide_file_names_a_bad_number_and_what_it_does_not_read(tmp_path: Path) -> None:
+    """A line with a bad value is left out as a whole; a batch never has more than was asked."""
+    content = "id,a,text,b,,b\nx,1,t,,1,2\nx,,t,3,1,2\nx,1,t,warm,1,2\nx,5\nx,6,t,7,1,2\n"
+    file = _columned(
+        tmp_path / "f", content.replace("id", "timestamp,id").replace("\nx", "\n1,x"), "device=id"
+    )
+    batches = _all(file, 1)
+    assert file.not_read == ["text", "b", "", "b"]
+    assert [line for each in batches for line in each.lines] == [2, 4, 5, 6]
+    assert file.bad == []
+
+    file = _columned(
+        tmp_path / "f", "timestamp,a,b\n1,1,2\n2,3,x\n3,,\n4,5\n5,6,7\n", "b=b,a=a", "d", None
+    )
+    assert [each.lines for each in _all(file, 3)] == [[2, 2], [6, 6]]
+    assert file.bad == [(3, "'x' is not a number"), (5, "has too few columns")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "why"),
+    [
+        ("time=ts", (), "whose readings are these"),
+        ("time=ts,device=id", ("d", None), "whose readings are these"),
+        ("time=ts,device=id,value=v", (), "needs --metric NAME"),
+        ("time=ts,device=id", (None, "m"), "needs --metric NAME"),
+        ("time=ts,device=id,metric=id,value=v,a=v", (), "needs --metric NAME"),
+        ("device=id,value=v", (None, "m"), "one column 'timestamp'.*--columns time=COLUMN"),
+        ("time=ts,device=nobody", (), "one column 'nobody'; its header is 'TS, id, v, w, w'"),
+        ("time=ts,device=w", (), "one column 'w'"),
+    ],
+)
+def test_columns_that_do_not_fit_are_told(
+    tmp_path: Path, columns: str, names: tuple[str | None, ...], why: str
+) -> None:
+    """Before anything is posted, also if the file has nothing but its header."""
+    file = _columned(tmp_path / "f", "TS;id;v;w;w\n", columns, *names)
+    with pytest.raises(CsvError, match=why):
+        _all(file)
+
+
+@pytest.mark.parametrize("text", ["", "time", "time=", "=x", "time=a,,device=b"])
+def test_columns_that_are_no_pairs_are_refused(text: str) -> None:
+    """Each part has a word and a column."""
+    with pytest.raises(ValueError, match="WORD=COLUMN"):
+        columns_of(text)
