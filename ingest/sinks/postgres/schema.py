@@ -401,7 +401,10 @@ def _column_differences(
         if isinstance(target, ColumnTarget):
             yield f"{lacks}: run `ingest schema apply`", ""
         else:
-            yield lacks, f"-- alter table {target.name} rename THE_COLUMN to {shown}; -- then look again"
+            yield (
+                lacks,
+                f"-- alter table {target.name} rename THE_COLUMN to {shown}; -- then look again",
+            )
         return
     type_oid, type_name, full = kind
     using = f"{shown} at time zone 'UTC'" if column["type_oid"] == _LOCAL else f"{shown}::{full}"
