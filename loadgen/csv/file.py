@@ -146,12 +146,10 @@ class CsvFile:
             values = {at["value"]: at.get("metric", json.dumps(self.metric))}
         elif not values:
             others = [place for place in range(len(header)) if place not in at.values()]
-            named = [
-                place for place in others if header[place] and header.count(header[place]) == 1
-            ]
             values = {
-                place: json.dumps(header[place])
-                for place in named
+                place: json.dumps(name)
+                for place, name in enumerate(header)
+                if place in others and name and header.count(name) == 1
                 if not first[place] or _NUMBER.fullmatch(first[place])
             }
             self.not_read = [header[place] for place in others if place not in values]
