@@ -108,6 +108,7 @@ COLUMNS = {
     MIXED: Load(rows=FORMS[MIXED].rows, form=MIXED, connections=telegraf.CONNECTIONS),
     **{form: Load(rows=FORMS[form].rows, form=form) for form in VALUES},
 }
+COLUMNS_HOSTS = {f"columns_telegraf_{hosts}": hosts for hosts in (500, 100_000)}
 MORE_WAYS = (
     Way("singles_buffered", Load(), "buffered", JOURNAL),
     Way("singles_durable_half", Load(), "durable", JOURNAL, at_half=True),
@@ -151,6 +152,10 @@ MORE_WAYS = (
         Way(f"columns_{name}{end}", load._replace(twice=bool(end)), "durable", JOURNAL, tables=True)
         for name, load in COLUMNS.items()
         for end in ("", "_twice")
+    ),
+    *(
+        Way(name, _TELEGRAF._replace(devices=hosts), "durable", JOURNAL, tables=True)
+        for name, hosts in COLUMNS_HOSTS.items()
     ),
     Way("fleet_quiet", Load(rate_per_s=1_000, devices=60_000), "durable", JOURNAL),
     Way(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from benchmarks import wrk
+from benchmarks.alternating import COLUMNS_HOSTS
 from benchmarks.contenders import CONTENDERS, CPU_US, Contender, Figures
 from benchmarks.fleets import FLEETS, HOSTS, MANY, MIXED, QUIET
 from benchmarks.floors import COPY_BATCHES
@@ -20,6 +21,7 @@ from benchmarks.stories import STORIES
 ALL: dict[str, Contender] = {
     each.name: each for each in (*CONTENDERS, *OVERLOADS, *STORIES, *FLEETS)
 }
+FEW_HOSTS, MANY_HOSTS = COLUMNS_HOSTS
 Runs = Mapping[str, list[Figures]]  # by contender
 Medians = Callable[[str, str], float]  # of contender and figure
 
@@ -323,6 +325,19 @@ CASES = (
             ("values_10_1", 25),
             ("values_4_1", 45),
         )
+    ),
+    Case(
+        "columns_hosts",
+        "Tables with columns: posts as Telegraf's, of many hosts",
+        (FEW_HOSTS, MANY_HOSTS),
+        (
+            Wanted(
+                "CPU a reading of service and PostgreSQL with 100,000 hosts, by that with 500",
+                lambda of: cpu_of_both(of, MANY_HOSTS) / cpu_of_both(of, FEW_HOSTS),
+                1.7,
+                at_least=False,
+            ),
+        ),
     ),
     Case(
         "slowed",

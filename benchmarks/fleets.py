@@ -10,7 +10,7 @@ from functools import partial
 import uvloop
 
 from benchmarks import peers
-from benchmarks.alternating import COLUMNS, MORE_WAYS, Way, two_services
+from benchmarks.alternating import COLUMNS, COLUMNS_HOSTS, MORE_WAYS, Way, two_services
 from benchmarks.columns import VALUES
 from benchmarks.contenders import CPU_US, FIRST_US, WARM_S, WARM_US, Contender, Figures, Plan
 from benchmarks.open_loop import Load, send
@@ -18,7 +18,11 @@ from benchmarks.processes import REPOSITORY, Broken, raise_open_files_limit, scr
 
 HOSTS = {f"fleet_lines_{hosts}": f"{hosts:,} hosts" for hosts in (25, 1_000, 10_000)}
 MANY, MIXED, QUIET = "fleet_lines_1000", "fleet_mixed", "fleet_quiet"
-TITLES = {**HOSTS, **dict.fromkeys((MIXED, QUIET), "journal, ack=durable")}
+TITLES = {
+    **HOSTS,
+    **{name: f"tables, {hosts:,} hosts" for name, hosts in COLUMNS_HOSTS.items()},
+    **dict.fromkeys((MIXED, QUIET), "journal, ack=durable"),
+}
 ENDS = {"": "", "_twice": ", all sent twice"}
 COLUMNS_TITLES = {
     f"columns_{name}{end}": f"tables, journal, ack=durable{title}"

@@ -6,7 +6,7 @@ counts when the file is the same at the next look. If it does not come to rest f
 may still be a part: what is in it counts, but only if no token is missing.
 Promises: a file that cannot be read, has a wrong line, or to which others may write changes
 nothing: the tokens that were read before stay in force, and the log says so as long as it is so.
-The event loop is never held up for more than SLICE_S, however many tokens there are.
+A token takes 5 to 10 us; the event loop is never held up for more than SLICE_S.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -24,12 +23,10 @@ from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.files import other_writers
 from ingest.system.logs import Occasionally, get_logger
+from ingest.system.waiting import in_slices
 
 LOOK_S = 0.1  # so often it is looked whether the file has changed
 CHANGING_LOOKS_MAX = 5  # then it is read, even if it changes at each look
-# A token takes 5 to 10 us. Between two slices the loop pauses as long. If it went on at once, the
-# journal's thread would get no interpreter lock (see SWITCH_S), and posts waited up to 0.5 s.
-SLICE_S = 0.002
 FILE_BYTES_MAX = 64 * 1024**2
 SAID_EVERY_S = 60.0  # while the file cannot be used
 SOON_US = 14 * 86_400_000_000  # before a token ends, the log says so, once a day
@@ -120,9 +117,11 @@ class TokenFile:
     async def _read_again(self, *, is_whole: bool) -> bool:
         """Put in force what is in the file; return False if it seems to be a part only."""
         entries = Entries()
-        await _in_slices(entries.read(await asyncio.to_thread(self._content)))
+        async for _ in in_slices(entries.read(await asyncio.to_thread(self._content))):
+            pass
         before = len(self.tokens.entries.by_digest)
-        await _in_slices(self.tokens.change(entries, is_whole=is_whole))
+        async for _ in in_slices(self.tokens.change(entries, is_whole=is_whole)):
+            pass
         self.fault = ""
         if self.tokens.entries is not entries:
             return False
@@ -169,15 +168,6 @@ class TokenFile:
             self._log.warning(
                 "tokens_end_soon", first=rfc3339(int(end_us)), names=names[:20], count=len(names)
             )
-
-
-async def _in_slices(steps: Iterator[None]) -> None:
-    """Take all steps; let the event loop and other threads do their work after each SLICE_S."""
-    since_s = monotonic_s()
-    for _ in steps:
-        if monotonic_s() - since_s > SLICE_S:
-            await asyncio.sleep(SLICE_S)
-            since_s = monotonic_s()
 
 
 def _why(error: Exception) -> str:

@@ -1,23 +1,20 @@
 """The database as the settings describe it: table, time-outs, sinks, partitions.
 
-Only `check_declared` connects; what the others return does, at its first use.
+Only `declared_fault` connects; what the others return does, at its first use.
 Does not: know the receiver or the writers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from ingest.app.annexes import annexes
 from ingest.config.database_url import RereadUrl
 from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
-from ingest.model.causes import WriteFailed
-from ingest.model.errors import StartError
 from ingest.sinks.postgres import column_tables
 from ingest.sinks.postgres.checked_connection import KnownServer
-from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts
+from ingest.sinks.postgres.connection import DatabaseUrl, Timeouts, opened
 from ingest.sinks.postgres.housekeeping.known_partitions import (
     KnownPartitions,
     LateLimit,
@@ -25,7 +22,7 @@ from ingest.sinks.postgres.housekeeping.known_partitions import (
 )
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
-from ingest.sinks.postgres.schema import TargetTable
+from ingest.sinks.postgres.schema import TargetTable, look
 from ingest.sinks.postgres.sink import SinkPostgres
 
 LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
@@ -92,21 +89,15 @@ def make_replay_sink(
     return sink
 
 
-async def check_declared(url: str, settings: Settings) -> None:
-    """Raise StartError if readings would be stored in another place than the service stores them.
+async def declared_fault(url: str, settings: Settings) -> str:
+    """Return why readings would be stored where the service does not look for them, or "".
 
-    Any other fault of the database is left to the writes.
+    Raises StartError if the database cannot be asked.
     """
-    known = KnownServer(target=make_target(settings))
-    sink, found = make_sink(url, settings, known=known), ""
-    with suppress(WriteFailed):
-        await sink.open()
-        async with sink.exchange() as connection:
-            tables = make_tables(settings).all
-            found = await column_tables.fault(connection, known.target, tables)
-    await sink.close()
-    if found:
-        raise StartError(found)
+    readings = make_target(settings)
+    async with opened(url, timeouts(settings)) as connection:
+        readings = readings._replace(schema=(await look(connection, readings)).target.schema)
+        return await column_tables.fault(connection, readings, make_tables(settings).all)
 
 
 def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:

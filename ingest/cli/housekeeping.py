@@ -12,14 +12,11 @@ from datetime import date
 from itertools import groupby
 from typing import Any
 
-from ingest.app.database import make_target, timeouts
+from ingest.app.database import declared_fault, timeouts
 from ingest.app.housekeeping import TableJobs
 from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
-from ingest.config.declared_tables import make_tables
 from ingest.config.loading import Loaded
-from ingest.sinks.postgres import column_tables
-from ingest.sinks.postgres.connection import opened
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US, END_US
 from ingest.sinks.postgres.housekeeping.runs import Did, Step
@@ -82,9 +79,7 @@ async def _reports(args: argparse.Namespace, loaded: Loaded) -> tuple[list[runs.
             else:
                 reports.append(await runs.look(*where, target=target))
             tables.found(reports[-1].view)
-        readings = make_target(settings)._replace(schema=reports[0].view.schema)
-        async with opened(url, timeouts(settings)) as connection:
-            fault = await column_tables.fault(connection, readings, make_tables(settings).all)
+        fault = await declared_fault(url, settings)
     return reports, fault
 
 

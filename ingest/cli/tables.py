@@ -107,18 +107,15 @@ def _suggestion(
     room = COLUMNS_MAX - (len(declared[name].columns) if name else 0)
     chosen = tuple([each for each in names if not each.startswith(DECLARED)][:room])
     rows = sum(moments for columns, moments in group if not columns.isdisjoint(chosen))
-    taken = sum(counts[column] for column in chosen)
     if not name:
         chosen = _preset_columns(measurement, chosen)
-    return Suggestion(
-        ColumnTable(name, measurement, chosen, (since_us,) * len(chosen)), taken, rows
-    )
+    table = ColumnTable(name, measurement, chosen, (since_us,) * len(chosen))
+    return Suggestion(table, sum(counts[column] for column in chosen), rows)
 
 
 def _preset_columns(measurement: str, columns: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns of the preset that has these, and at most as many more; or these."""
-    preset = PRESETS.get(f"telegraf_{measurement}", {"fields": ()})
-    fields = tuple(preset["fields"])
+    fields = tuple(PRESETS.get(f"telegraf_{measurement}", {"fields": ()})["fields"])
     return fields if len(fields) <= 2 * len(columns) and {*columns} <= {*fields} else columns
 
 
@@ -191,8 +188,7 @@ async def _suggest(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     async with database(settings) as url, connected(url, timeouts(settings)) as connection:
         with as_start_error(url):
             view = TargetTable(settings.table_schema, ALL_READINGS)
-            there = "select to_regclass($1) is not null"
-            if known and await connection.fetchval(there, view.name):
+            if known and await connection.fetchval("select to_regclass($1) is not null", view.name):
                 target = view
             rows = await metrics_together(connection, target)
     seen = [(frozenset(row["metrics"]), row["moments"]) for row in rows]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, KeysView, Sequence
+from collections.abc import Callable, Generator, KeysView, Sequence
 from operator import add
 from typing import Any
 
@@ -37,7 +37,7 @@ from ingest.formats.post import (
 )
 from ingest.model.block import PG_EPOCH_US, Block, device_needles, encode_rows, metric_after
 from ingest.model.errors import Refused
-from ingest.model.placed_rows import encode_placed
+from ingest.model.placed_rows import Unplaced
 from ingest.model.reading import NAME_CHARACTERS_MAX, name_fault
 from ingest.model.tables import NO_TABLES, Tables
 
@@ -45,7 +45,6 @@ KEPT_BYTES_MAX = 8 * 1024 * 1024  # of all names: 30,000 devices
 TOLD_AT_ONCE = 1_000  # devices: some 0.1 ms of work for a registry
 _ENTRY_BYTES = 230  # of a name in its dict, besides its characters: at most 4 bytes for each
 CAREFUL_ITEMS = 32  # read one by one in one step
-TOGETHER_MAX = 500  # readings of such items are encoded together, or twice as many: 1 ms
 UNREADABLE = "item_unreadable"  # of an item that is not JSON, or not MessagePack
 
 # What is valid in an item: the time, the device, the values by metric.
@@ -179,51 +178,6 @@ def valid_needles(device_ids: list[str]) -> list[bytes]:
 
 
 SERIES = SeriesCache()
-
-
-class Unplaced:
-    """Readings that a table may take, and that are not encoded yet. `owners` are their items."""
-
-    def __init__(self) -> None:
-        self.times_pg_us: list[int] = []
-        self.names: list[bytes] = []
-        self.values: list[float] = []
-        self.owners: list[int] = []
-
-    def add(
-        self,
-        times_pg_us: Iterable[int],
-        names: Iterable[bytes],
-        values: Iterable[float],
-        owners: Iterable[int],
-    ) -> None:
-        """Add readings. The first three are as for `encode_rows`."""
-        self.times_pg_us += times_pg_us
-        self.names += names
-        self.values += values
-        self.owners += owners
-
-    @property
-    def are_many(self) -> bool:
-        """Whether some of them are to be encoded before there are more."""
-        return len(self.names) >= 2 * TOGETHER_MAX
-
-    def encode(self, readings_max: int, tables: Tables) -> tuple[bytes, list[int], int]:
-        """Take some of them, TOGETHER_MAX if there is no reason for more or less.
-
-        Returns their tuples, the owner of each, and the newest time (Unix microseconds).
-        """
-        times = self.times_pg_us
-        end, end_max = TOGETHER_MAX, min(2 * TOGETHER_MAX, readings_max, len(times))
-        while end < end_max and times[end] == times[end - 1]:
-            end += 1  # so that a moment becomes one row
-        taken = slice(min(end, end_max))
-        newest_us = max(times[taken]) + PG_EPOCH_US
-        owners = self.owners[taken]
-        tuples, order = encode_placed(times[taken], self.names[taken], self.values[taken], tables)
-        for column in (self.times_pg_us, self.names, self.values, self.owners):
-            del column[taken]
-        return tuples, owners if order is None else [owners[each] for each in order], newest_us
 
 
 class Rows(Struct, frozen=True, gc=False):

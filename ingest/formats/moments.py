@@ -218,7 +218,7 @@ def _add(rows: PlacedRows, items: Items, placing: Placing) -> None:
     for place in placing.plain:
         (after,) = SERIES.afters((metrics[place],))
         names = [needle + after for needle in needles]
-        rows.add_plain(times_pg_us, names, values[place::count], owners[place::count])
+        rows.plain.add(times_pg_us, names, values[place::count], owners[place::count])
 
 
 def picked(owners: Sequence[int], places: Sequence[int], count: int) -> Sequence[int]:

@@ -19,6 +19,7 @@ from ingest.model.reading import Reading
 from ingest.model.tables import ColumnHome, ColumnTable, Tables
 
 ROW_FORMS_KEPT_MAX = 1_000  # some 15 kB each with COLUMNS_MAX
+TOGETHER_MAX = 500  # unplaced readings are encoded together, or twice as many: 1 ms
 RUN_VALUES_MAX = 64  # packed in one call, unless a row has more
 
 _ROW_BEGIN = struct.Struct(">hi")  # of ROW_HEAD
@@ -102,6 +103,51 @@ def row_form(table: ColumnTable, columns: tuple[int, ...]) -> RowForm:
     return form
 
 
+class Unplaced:
+    """Readings that are not encoded yet, and whose they are."""
+
+    def __init__(self) -> None:
+        self.times_pg_us: list[int] = []
+        self.names: list[bytes] = []
+        self.values: list[float] = []
+        self.owners: list[int] = []
+
+    def add(
+        self,
+        times_pg_us: Iterable[int],
+        names: Iterable[bytes],
+        values: Iterable[float],
+        owners: Iterable[int],
+    ) -> None:
+        """Add readings. The first three are as for `encode_rows`."""
+        self.times_pg_us += times_pg_us
+        self.names += names
+        self.values += values
+        self.owners += owners
+
+    @property
+    def are_many(self) -> bool:
+        """Whether some of them are to be encoded before there are more."""
+        return len(self.names) >= 2 * TOGETHER_MAX
+
+    def encode(self, readings_max: int, tables: Tables) -> tuple[bytes, list[int], int]:
+        """Take some of them, TOGETHER_MAX if there is no reason for more or less.
+
+        Returns their tuples, the owner of each, and the newest time (Unix microseconds).
+        """
+        times = self.times_pg_us
+        end, end_max = TOGETHER_MAX, min(2 * TOGETHER_MAX, readings_max, len(times))
+        while end < end_max and times[end] == times[end - 1]:
+            end += 1  # so that a moment becomes one row
+        taken = slice(min(end, end_max))
+        newest_us = max(times[taken]) + PG_EPOCH_US
+        owners = self.owners[taken]
+        tuples, order = encode_placed(times[taken], self.names[taken], self.values[taken], tables)
+        for column in (self.times_pg_us, self.names, self.values, self.owners):
+            del column[taken]
+        return tuples, owners if order is None else [owners[each] for each in order], newest_us
+
+
 class PlacedRows:
     """Readings that get their homes, and what they become: rows of `readings`, and of tables.
 
@@ -109,25 +155,9 @@ class PlacedRows:
     """
 
     def __init__(self) -> None:
-        self._times_pg_us: list[int] = []  # of rows of `readings`
-        self._names: list[bytes] = []
-        self._values: list[float] = []
-        self._owners: list[int] = []
+        self.plain = Unplaced()  # rows of `readings`
         # Of each table: the head of its section, its rows, their numbers, their owners.
         self._tables: dict[str, tuple[bytes, list[bytes], list[int], list[Sequence[int]]]] = {}
-
-    def add_plain(
-        self,
-        times_pg_us: Iterable[int],
-        names: Iterable[bytes],
-        values: Iterable[float],
-        owners: Iterable[int],
-    ) -> None:
-        """Add rows of `readings`. The first three are as for `encode_rows`."""
-        self._times_pg_us += times_pg_us
-        self._names += names
-        self._values += values
-        self._owners += owners
 
     def add(
         self,
@@ -145,10 +175,10 @@ class PlacedRows:
 
     def encoded(self) -> tuple[bytes, Sequence[int]]:
         """Return the tuples of all that was added, and the owner of each reading."""
-        parts, all_owners = list[bytes](), list[Sequence[int]]()
-        if self._names:
-            parts.append(encode_rows(self._times_pg_us, self._names, self._values))
-            all_owners.append(self._owners)
+        parts, all_owners, plain = list[bytes](), list[Sequence[int]](), self.plain
+        if plain.names:
+            parts.append(encode_rows(plain.times_pg_us, plain.names, plain.values))
+            all_owners.append(plain.owners)
         for head, rows, counts, owners in self._tables.values():
             readings = sum(map(len, owners))
             parts.append(section(head, b"".join(rows), sum(counts), readings))

@@ -43,13 +43,13 @@ from ingest.model.reading import INVALID, Letter
 from ingest.receiver.outcomes import AckWaits
 from ingest.receiver.small_posts import BUFFERED, COMMITTED, LATE, SmallPosts, refusal_of
 from ingest.system.clock import monotonic_s
+from ingest.system.waiting import in_slices
 
 NOT_KEPT = "not_kept"
 PAUSE_S = 0.02  # between two tries to reserve room
 ANSWER_S = 0.1  # before the answer is due, a post gives up its wait for room
 WAITING_BYTES_MAX = 16 * 1024 * 1024
 FULL_S = 2.0  # after which a post should come again that found no room
-LETTERS_AT_ONCE = 1_000  # so many are made in one step, of about 1 ms
 PORTION_BYTES = 256 * 1024  # of blocks that are put together; a single block may have more
 SLOW_S = 0.02  # after a portion that took longer, the next one has four times as many bytes
 Portion = list[tuple[Block, Reservation]]
@@ -290,11 +290,7 @@ class Keeping:
         if not errors:
             return
         not_kept = points.not_kept
-        letters: list[Letter] = []
-        for at in range(0, len(errors), LETTERS_AT_ONCE):
-            letters += [_letter(error, terms) for error in errors[at : at + LETTERS_AT_ONCE]]
-            if len(errors) > LETTERS_AT_ONCE:
-                await asyncio.sleep(0)
+        letters = [_letter(error, terms) async for error in in_slices(errors)]
         try:
             await self._dead_letters.append(letters, sender=terms.sender)
         except DeadLettersFull as full:

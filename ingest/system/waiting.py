@@ -1,4 +1,4 @@
-"""Waits that end early, and how long to wait before the next try.
+"""Waits that end early, pauses of long work, and how long to wait before the next try.
 
 `backoff_s` is for tries at a server that others use too. Its jitter is full, not equal: after a
 failover every writer of every instance tries again at the same moment, and random delays over the
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from ingest.system.clock import monotonic_s
 
+# After so long the event loop gets a pause of the same length. If the work went on at once, the
+# journal's thread would get no interpreter lock (see SWITCH_S), and posts waited up to 0.5 s.
+SLICE_S = 0.002
 STEADY_S = 60.0  # what has run for so long after a pause was good: pauses begin anew
 
 T = TypeVar("T")
@@ -30,6 +33,16 @@ async def first_of(*works: Coroutine[Any, Any, object], within_s: float | None =
         for each in tasks:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_slices(items: Iterable[T]) -> AsyncIterator[T]:
+    """Give all items; let the event loop and other threads do their work after each SLICE_S."""
+    since_s = monotonic_s()
+    for item in items:
+        yield item
+        if monotonic_s() - since_s > SLICE_S:
+            await asyncio.sleep(SLICE_S)
+            since_s = monotonic_s()
 
 
 async def together(*works: Awaitable[object]) -> None:

@@ -1,4 +1,4 @@
-"""docs/reference/contract.md agrees with the code: verdicts, answers and states."""
+"""docs/reference/contract.md and docs/run/operating.md agree with the code: verdicts, states."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-import ingest
 from ingest.app.health import UNREADY
 from ingest.model.causes import Verdict
-from ingest.model.codes import PROBLEMS
 from ingest.model.ports import STATES
 from ingest.model.reading import REASONS
 from ingest.sinks.postgres.schema import KEY
 from ingest.sinks.postgres.sqlstate import verdict_for
+from tests.support.documents import DOCUMENTS
 
-CONTRACT = (Path(ingest.__file__).parent.parent / "docs" / "reference" / "contract.md").read_text()
+CONTRACT = DOCUMENTS["docs/reference/contract.md"]
+OPERATING = DOCUMENTS["docs/run/operating.md"]
 TESTS = Path(__file__).parents[1]
 BY_COLUMN = "23502"  # the verdict depends on the column
 OPERATORS_OWN = frozenset("IJKLMNOPQRSTUVWXYZ")
@@ -80,32 +80,17 @@ def test_code_that_is_missing_in_the_table_is_noticed(gone: str) -> None:
     assert differing(verdicts(CONTRACT.replace(gone, " ")))
 
 
-def test_answers_are_those_of_the_contract() -> None:
-    """Each problem code is there once, with its status."""
-    section = CONTRACT.split("## 3. HTTP\n")[1].split("\n## ")[0]
-    table = section.split("\n### ")[0]
-    found: dict[str, int] = {}
-    for statuses, codes in re.findall(r"^\| .+ \| ([0-9, ]+) \| (.*?) ?\|$", table, re.MULTILINE):
-        named = re.findall(r"`(\w+)`", codes)
-        numbers = [int(each) for each in statuses.split(", ")]
-        numbers = numbers * len(named) if len(numbers) == 1 else numbers
-        found |= dict(zip(named, numbers, strict=bool(named)))
-    admin = re.findall(r"`(\w+)` \(([0-9]+)\)", section)
-    found |= {code: int(status) for code, status in admin}
-    assert found == {code: each.status for code, each in PROBLEMS.items()}
-
-
-def test_states_are_those_of_the_contract() -> None:
-    """The contract has each state of /readyz, with its status."""
-    rows = re.findall(r"^\| `(\w+)` \| (200|503) \|", CONTRACT, re.MULTILINE)
+def test_states_are_those_of_operating() -> None:
+    """The page has each state of /readyz, with its status."""
+    rows = re.findall(r"^\| `(\w+)` \| (200|503) \|", OPERATING, re.MULTILINE)
     assert {state for state, _ in rows} == set(STATES)
     assert {state for state, status in rows if status == "503"} == set(UNREADY)
 
 
-def test_reasons_of_dead_letters_are_those_of_the_contract() -> None:
-    """The contract explains each reason of dead letters."""
-    (line,) = re.findall(r"^- \*\*Reasons:\*\* (.+)$", CONTRACT, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", line)) == set(REASONS)
+def test_reasons_of_dead_letters_are_those_of_operating() -> None:
+    """The page explains each reason of dead letters."""
+    table = OPERATING.split("\n| reason |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(REASONS)
 
 
 def test_steps_of_a_kill_name_tests_that_are_there() -> None:

@@ -56,5 +56,5 @@ def test_libraries_that_were_tried_are_those_of_run_clients_with_their_versions(
         found = re.search(rf"^{re.escape(client.library)}==([\d.]+)", lock, re.MULTILINE)
         version = found[1] if found else packages[f"node_modules/{client.library}"]["version"]
         short = ".".join(version.split(".")[:2])
-        row = rf"^\| \[{re.escape(client.library)}\]\(#[a-z-]+\) {short} .*\| yes \|$"
+        row = rf"^\| {re.escape(client.library)} {short} .*\| yes \|$"
         assert re.search(row, TEXT, re.MULTILINE), (client.library, version)

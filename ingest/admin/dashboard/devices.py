@@ -12,7 +12,6 @@ Does not: check who may look; pages.py does.
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from array import array
 from collections.abc import Callable, Iterable
@@ -32,9 +31,10 @@ from ingest.sinks.postgres.lookup import (
     Lookup,
 )
 from ingest.system.clock import rfc3339_s, unix_us
+from ingest.system.waiting import in_slices
 
 DEVICES_MAX = 100_000
-ROUND_DEVICES = 2_000  # in one round of the event loop: less than a millisecond
+ROUND_DEVICES = 2_000  # without a look at the time: less than a millisecond
 LOOK_SERIES_PER_S = 2_000  # each causes a cache miss at its next post: at most 0.4 % of a core
 LOOK_S_MAX = 20.0
 EACH_LIST_MAX = 50
@@ -125,12 +125,11 @@ class Devices:
         latest_us = now_us - int(silent_s * 1e6)
         silent: list[int] = []
         last_us = self._last_us
-        for start in range(0, len(last_us), 5 * ROUND_DEVICES):
+        async for start in in_slices(range(0, len(last_us), 5 * ROUND_DEVICES)):
             end = start + 5 * ROUND_DEVICES
             silent += [
                 place for place, us in enumerate(last_us[start:end], start) if us < latest_us
             ]
-            await asyncio.sleep(0)
         names = list(self._place)
         longest = heapq.nsmallest(EACH_LIST_MAX, silent, key=last_us.__getitem__)
         newest = range(len(names) - 1, max(-1, len(names) - 1 - EACH_LIST_MAX), -1)
@@ -157,13 +156,12 @@ class Devices:
         found: list[str] = []
         matching = 0
         names = list(self._place)
-        for start in range(0, len(names), ROUND_DEVICES):
+        async for start in in_slices(range(0, len(names), ROUND_DEVICES)):
             part = [
                 each for each in names[start : start + ROUND_DEVICES] if each.startswith(prefix)
             ]
             matching += len(part)
             found = heapq.nsmallest(count, [*found, *(each for each in part if each > after)])
-            await asyncio.sleep(0)
         return found, matching
 
     def described(self, device_id: str) -> dict[str, Any] | None:

@@ -36,6 +36,7 @@ from ingest.model.errors import (
 )
 from ingest.model.ports import Sink
 from ingest.system.clock import rfc3339_or_us
+from ingest.system.waiting import in_slices
 
 LISTED_MAX = 200
 LOOK_BYTES_MAX = 4 * 1024**2  # some 10,000 letters, 0.1 s in a thread
@@ -124,9 +125,8 @@ class Letters:
         async def send(letters: list[LiveLetter]) -> None:
             nonlocal stopped
             try:
-                for some in rounds(letters):
+                async for some in in_slices(rounds(letters)):
                     await by_hand.run(map(item_of_letter, some))
-                    await asyncio.sleep(0)
             except ReplayStopped as error:
                 stopped = str(error)
             finally:

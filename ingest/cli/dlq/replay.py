@@ -42,7 +42,7 @@ async def replay(
     args: argparse.Namespace, settings: Settings, store: LetterStore, where: Selection
 ) -> Ending:
     """Replay the selected letters; the exit code is 1 if some of them are left."""
-    from ingest.app.database import check_declared, make_replay_sink  # noqa: PLC0415
+    from ingest.app.database import declared_fault, make_replay_sink  # noqa: PLC0415
     from ingest.cli.context import database  # noqa: PLC0415
 
     if args.edited and args.file is None:
@@ -58,7 +58,8 @@ async def replay(
         if args.dry_run:
             return await _replay(args, settings, store, where, None)
         async with database(settings) as url:
-            await check_declared(url, settings)
+            if fault := await declared_fault(url, settings):
+                raise IngestError(fault)
             sink = make_replay_sink(lambda: url, settings, name="iot-ingest dlq replay")
             try:
                 return await _replay(args, settings, store, where, sink)

@@ -222,30 +222,25 @@ def certificate_check(settings: Settings) -> Check:
     )
 
 
-def sources_check(settings: Settings) -> Check:
-    """Check that the tables can be compiled; the service would not start else."""
-    name = "sources"
-    try:
-        sources = make_sources(settings)
-    except ConfigError as error:
-        return Check(name, FAIL, str(error))
-    return Check(name, OK, f"{counted(len(sources), 'source')}: {', '.join(sources)}")
-
-
-def tables_check(settings: Settings) -> Check:
-    """Check that the file of tables can be used; the service would not start else."""
-    try:
-        names = [each.name for each in make_tables(settings).all]
-    except ConfigError as error:
-        return Check(_TABLES, FAIL, str(error))
-    return Check(_TABLES, OK, f"{counted(len(names), 'table')} with columns: {', '.join(names)}")
+def listed_checks(settings: Settings) -> Iterator[Check]:
+    """Check that the files of sources and tables can be used; the service would not start else."""
+    for name, file, make in (
+        ("sources", settings.sources_file, make_sources),
+        (_TABLES, settings.tables_file, lambda of: [each.name for each in make_tables(of).all]),
+    ):
+        if file:
+            try:
+                found = [*make(settings)]
+                yield Check(name, OK, f"{counted(len(found), name[:-1])}: {', '.join(found)}")
+            except ConfigError as error:
+                yield Check(name, FAIL, str(error))
 
 
 async def column_checks(connection: Connection, settings: Settings) -> list[Check]:
     """Check declared tables in the database: whether each is there and fits, and its `since`."""
     try:
         tables = make_tables(settings).all
-    except ConfigError:  # tables_check tells it
+    except ConfigError:  # listed_checks tells it
         return []
     readings = make_target(settings)
     readings = readings._replace(schema=(await look(connection, readings)).target.schema)
@@ -279,7 +274,7 @@ async def partition_checks(settings: Settings, url: str) -> list[Check]:
             report = await runs.look(*where, target=target)
             tables.found(report.view)
             found += _table_checks(report, settings)
-    except ConfigError:  # tables_check tells it
+    except ConfigError:  # listed_checks tells it
         return []
     except StartError as error:
         found.append(Check(_PARTITIONS, FAIL if settings.housekeeping_url else WARN, str(error)))

@@ -32,9 +32,8 @@ from ingest.cli.doctor.checks import (
     column_checks,
     database_checks,
     judged,
+    listed_checks,
     partition_checks,
-    sources_check,
-    tables_check,
 )
 from ingest.cli.parser import AMBER, GREEN, JSON, RED, Command, Ending, as_typed, coloured
 from ingest.config.loading import Loaded
@@ -98,10 +97,7 @@ def machine_checks(settings: Settings) -> Iterator[Check]:
     yield _open_files(settings)
     if settings.tls_cert_file:
         yield certificate_check(settings)
-    if settings.sources_file:
-        yield sources_check(settings)
-    if settings.tables_file:
-        yield tables_check(settings)
+    yield from listed_checks(settings)
 
 
 def _libraries(settings: Settings) -> Check:

@@ -129,7 +129,7 @@ def _add(rows: PlacedRows, group: LineGroup, kind: LineKind) -> None:
         for place in kind.plain:
             names = [needle + shape.after(fields[place]) for needle, shape in group.named]
             of_plain = values[place::count], group.owners_of([place])
-            rows.add_plain(group.times_pg_us, names, *of_plain)
+            rows.plain.add(group.times_pg_us, names, *of_plain)
 
 
 def _items(groups: list[LineGroup]) -> Items:

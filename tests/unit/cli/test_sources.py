@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingest.cli.commands import main
-from ingest.cli.doctor.checks import sources_check
+from ingest.cli.doctor.checks import listed_checks
 from ingest.config.named_files import ENTRIES_MAX
 from ingest.config.settings import Settings
 from tests.support.commands import Here, Step
@@ -102,6 +102,6 @@ def test_sources_tells_what_would_be_stored_and_what_to_write(
 def test_doctor_says_what_is_in_the_file(file: Path) -> None:
     """The service would not start with a wrong one."""
     settings = Settings(sources_file=str(file))
-    assert sources_check(settings) == ("sources", "ok", "1 source: esp")
+    assert next(listed_checks(settings)) == ("sources", "ok", "1 source: esp")
     file.write_text("x")
-    assert sources_check(settings).state == "FAIL"
+    assert next(listed_checks(settings)).state == "FAIL"

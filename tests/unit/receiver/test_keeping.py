@@ -22,7 +22,6 @@ from ingest.model.ports import Inlet
 from ingest.model.reading import INVALID, LINE, Letter
 from ingest.receiver import keeping
 from ingest.receiver.keeping import (
-    LETTERS_AT_ONCE,
     PORTION_BYTES,
     SLOW_S,
     Keeping,
@@ -306,7 +305,7 @@ async def test_after_a_portion_that_fails_no_other_one_is_put(
 
 async def test_many_letters_are_made_in_short_steps() -> None:
     """Others are served between two steps."""
-    errors = [ItemError(at, None, "no_device", "no", b"m a=1") for at in range(LETTERS_AT_ONCE * 5)]
+    errors = [ItemError(at, None, "no_device", "no", b"m a=1") for at in range(20_000)]
     rig = Rig(FakeInlet())
     rounds = 0
     keeping = asyncio.create_task(rig.keep(Points([], errors, 0, 0, not_kept=3)))
