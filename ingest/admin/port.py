@@ -37,7 +37,7 @@ PAGES_MAX, ACTIONS_MAX, SCRAPES_MAX, LOG_INS_MAX = 112, 16, 32, 32
 # Pages that take a millisecond or more and change nothing.
 SHARED = (
     *("/history", "/devices", "/devices/list", "/devices/newest"),
-    *("/dead-letters", "/dead-letters/count", "/runbook"),
+    *("/dead-letters", "/dead-letters/count", "/runbook.md"),
 )
 # Of a page that is made for all who wait for it.
 SHARE = 20

@@ -41,6 +41,19 @@ AXE_SHA512 = (
     "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
 )
 
+# What is wider than its place. What scrolls or is shortened on purpose is not.
+TOO_WIDE = """[...document.querySelectorAll('body *')].filter(each => each.checkVisibility()
+    && each.clientWidth && !each.closest('.hush, dialog, svg')
+    && getComputedStyle(each).overflowX === 'visible' && each.scrollWidth > each.clientWidth)
+    .map(each => `${each.tagName} ${each.id} ${each.textContent.slice(0, 40)}`)"""
+# What takes two lines, and should take one.
+WRAPPED = """[...document.querySelectorAll(`.group :is(b, small, dt), .legend, figcaption h3, th,
+    .range, .tabs, #state-since, button`)].filter(each => each.checkVisibility()
+    && !each.closest('.hush, dialog, .notice, .plain') && !each.matches('.plain')
+    && each.textContent && each.clientHeight > 2.2 * parseFloat(getComputedStyle(each).fontSize)
+        + parseFloat(getComputedStyle(each).paddingTop) * 2)
+    .map(each => `${each.tagName} ${each.textContent.slice(0, 60)}`)"""
+
 
 class Watched:
     """A page and its faults."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from playwright.async_api import Browser
 
 from tests.system.browser import (
     NEEDS_CHROMIUM,
+    TOO_WIDE,
     Watched,
     axe_source,
     chromium,
@@ -26,7 +29,7 @@ from tests.system.service import Service
 # One browser for all tests: it takes longer to start than the service.
 pytestmark = [NEEDS_CHROMIUM, pytest.mark.asyncio(loop_scope="module")]
 
-WEIGHT_BYTES_MAX = 42_500
+WEIGHT_BYTES_MAX = 45_000
 WIDTHS = (1280, 1024, 390)
 HOSTILE = (
     "<img src=x onerror=window.hacked=1>",
@@ -79,11 +82,6 @@ WEIGHT = """[...performance.getEntriesByType('resource'),
     ...performance.getEntriesByType('navigation')]
     .filter(each => /\\/page\\/|\\/$/.test(each.name))
     .reduce((sum, each) => sum + each.transferSize, 0)"""
-# What is wider than its place. What scrolls or is shortened on purpose is not.
-TOO_WIDE = """[...document.querySelectorAll('body *')].filter(each => each.checkVisibility()
-    && each.clientWidth && !each.closest('.hush, dialog, svg')
-    && getComputedStyle(each).overflowX === 'visible' && each.scrollWidth > each.clientWidth)
-    .map(each => `${each.tagName} ${each.id} ${each.textContent.slice(0, 40)}`)"""
 CHARTS = "#curves .chart:not([hidden])"
 PICTURE = "document.querySelector('#c-readings canvas').toDataURL()"
 
@@ -109,9 +107,10 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
             await service.post({"device_id": "oven-7", "metric": "heat", "value": 187})
             await seen.page.fill("#find", "oven")
             await seen.page.click("#device-list button:has-text('oven-7')")
-            await seen.wait_text("#c-device .legend", "187")
-            first = await seen.page.evaluate(PICTURE.replace("readings", "device"))
-            await seen.wait_true(f"{PICTURE.replace('readings', 'device')} !== '{first}'")
+            await seen.wait_text("#device-charts .legend", "187")
+            curve = PICTURE.replace("#c-readings", "#device-charts")
+            first = await seen.page.evaluate(curve)
+            await seen.wait_true(f"{curve} !== '{first}'", within_s=20)
             for width in WIDTHS:
                 await seen.page.set_viewport_size({"width": width, "height": 844})
                 assert await seen.page.evaluate(TOO_WIDE) == [], width
@@ -120,8 +119,12 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
         await seen.wait_text("#state-text", "No reading arrives at the moment")
         await seen.wait_text("#f-balance", "Every reading is accounted for")
         stranger = await watched(browser, service.admin_url)  # without the key of the log-in
-        await stranger.wait_text("#letters-actions", "To act, open the address with the key")
-        assert await stranger.page.locator("#discard-all").count() == 0
+        await stranger.wait_text("#notices", "To act, open the address with the key")
+        assert not await stranger.page.is_visible("#discard-all")
+        await stranger.page.click("#look-only button")
+        await stranger.page.reload()
+        await stranger.wait_text("#link", "Live")
+        assert await stranger.page.locator("#look-only").count() == 0, "a closed note stays closed"
         stranger.check()
         await stranger.page.close()
         weight = await seen.page.evaluate(WEIGHT)
@@ -201,7 +204,7 @@ async def test_hostile_names_are_text_wherever_they_are_shown(
         await page.click("#tab-all")
         await page.locator("#device-list button").filter(has_text=HOSTILE[2]).click()
         await seen.wait_text("#device-last tbody", HOSTILE[2])
-        await seen.wait_text("#device-chart h3", HOSTILE[2])
+        await seen.wait_text("#device-charts h3", HOSTILE[2])
         await page.click("#letters tbody button >> nth=0")
         await seen.wait_text("#letter-original", "window.hacked")
         await page.click("#letter button")
@@ -245,7 +248,7 @@ async def test_page_has_no_serious_accessibility_fault(
         await service.post([{"device_id": "d", "metric": "m", "value": each} for each in (1, "x")])
         await seen.wait_text("#letters tbody", "wrong_type")
         await page.click("#device-list button")
-        await seen.wait_text("#device-chart h3", "m one point")
+        await seen.wait_text("#device-charts h3", "m")
         for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
             await page.set_viewport_size({"width": width, "height": 844})
             await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
@@ -401,3 +404,69 @@ async def test_beyond_the_loopback_the_page_asks_for_the_token(
         await page.click("#ask-yes")
         await seen.wait_text("#letters-note", "letters discarded")
         seen.check()
+
+
+async def test_device_has_a_chart_of_each_metric_that_begins_with_its_first_reading(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """In alphabetical order, also of all times; few devices need no click."""
+    now_s = time.time()
+    old = [
+        {"device_id": "d", "metric": metric, "ts": now_s - age_s, "value": age_s}
+        for metric in ("temp", "hum", "bat")
+        for age_s in (3 * 365 * 86_400, 40, 20, 1)
+    ]
+    titles = "[...document.querySelectorAll('#device-charts .chart:not([hidden]) h3')]"
+    board = "(await import('/page/main.js')).device.board"
+    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
+        await service.post(old)
+        await seen.wait_true(
+            f"{titles}.map(each => each.textContent.trim()).join() === 'bat,hum,temp'"
+        )
+        begin = await seen.page.evaluate(f"(async () => {board}.begin)()")
+        assert now_s - 60 < begin < now_s - 20, "an hour was asked for"
+        await seen.page.click("[name=device-range][value='0'] + span")
+        await seen.wait_true(f"(async () => {board}.step > 86400)()")
+        begin = await seen.page.evaluate(f"(async () => {board}.begin)()")
+        assert 2.9 < (now_s - begin) / (365 * 86_400) < 3.1
+        assert "range=0" in seen.page.url
+
+
+async def test_runbook_is_rendered_with_the_commands_of_this_installation(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """From the page to a section and back; tables, code and links are elements; nothing is raw."""
+    ways = {"./run": "./run", "docker compose exec ingest python -P -m ingest": "docker"}
+    for way, begins in {**ways, "": "ingest"}.items():
+        env = {"INGEST_COMMAND": way} if way else {}
+        settings: Any = {"database_url": readings_url, "database_unsafe": True}
+        async with Service(tmp_path / begins.strip("./"), env=env, **settings) as service:
+            page = await browser.new_page()
+            seen = Watched(page, service.admin_url)
+            await page.goto(f"{service.admin_url}/runbook#ingestonhold")
+            await seen.wait_text("#runbook h2", "IngestOnHold")
+            codes = await page.eval_on_selector_all(
+                "#runbook code", "all => all.map(each => each.textContent)"
+            )
+            commands = [each for each in codes if each.endswith((" doctor", " hold show"))]
+            assert len(commands) > 3
+            assert all(each.startswith(begins) for each in commands), commands
+            text = await page.inner_text("#runbook")
+            assert not re.search(r"\*\*|\]\(|^\s*\||^#|```", text, re.MULTILINE), text
+            assert ("Where this runbook says" in text) == (not way)
+            assert await page.locator("#runbook table").count() > 2
+            ids = await page.eval_on_selector_all("[id]", "all => all.map(each => '#' + each.id)")
+            links = await page.eval_on_selector_all(
+                "#runbook a[href^='#']", "all => all.map(each => each.getAttribute('href'))"
+            )
+            assert links
+            assert set(links) <= set(ids), set(links) - set(ids)
+            top = "document.querySelector('#ingestonhold').getBoundingClientRect().top"
+            await seen.wait_true(f"Math.abs({top}) < 120")
+            for width in WIDTHS:
+                await page.set_viewport_size({"width": width, "height": 844})
+                assert await page.evaluate("document.body.scrollWidth") <= width
+            await page.click("text=Back to the page")
+            await seen.wait_text("#link", "Live")
+            seen.check()
+            await page.close()

@@ -150,7 +150,7 @@ def test_wheel_works_by_the_commands_of_the_readme(
         post = post.replace("127.0.0.1:8080", about["listen"])
         answer = json.loads(said("sh", "-c", f"{post} --silent --fail --retry 30 --retry-delay 1"))
         assert (answer["accepted"], answer["ack"]) == (1, "committed")
-        pages = (f"{about['admin_listen']}/runbook", f"{about['listen']}/openapi.json")
+        pages = (f"{about['admin_listen']}/runbook.md", f"{about['listen']}/openapi.json")
         said("curl", "--silent", "--fail", *pages)
     finally:
         service.terminate()

@@ -9,7 +9,6 @@ wheel. Not every installation has it.
 from __future__ import annotations
 
 import gzip
-import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -67,7 +66,7 @@ class Asset:
 
 
 def assets() -> dict[str, Asset]:
-    """Return the files of the page by URL path, without the two HTML pages."""
+    """Return the files of the page by URL path, without the HTML pages."""
     return {
         f"/page/{path.name}": Asset(path)
         for path in sorted(FOLDER.iterdir())
@@ -101,21 +100,11 @@ def compressed(
     return Answer(status, body, kind, headers=lines + b"Content-Encoding: gzip\r\n")
 
 
-def sections(text: str) -> dict[str, str]:
-    """Return the sections by the anchor of their heading."""
-    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    return {
-        re.sub(r"[^a-z0-9 -]", "", part[3:].split("\n")[0].lower()).replace(" ", "-"): part
-        for part in parts[1:]
-    }
-
-
 async def runbook(_request: Request, query: str) -> Answer:
-    """Answer `/runbook`; with `section` only that one. Raises Refused `not_found`."""
-    section = parameters(query, "section").get("section")
-    text = RUNBOOK.read_text() if RUNBOOK.is_file() else None
-    if text is not None and section:
-        text = sections(text).get(section)
-    if text is None:
-        raise Refused("not_found", "there is no such section in the runbook here")
-    return Answer(200, text.encode(), b"text/plain; charset=utf-8", headers=HEADERS + NO_STORE)
+    """Answer `/runbook.md`, which the page `/runbook` shows. Raises Refused `not_found`."""
+    parameters(query)
+    if not RUNBOOK.is_file():
+        raise Refused("not_found", "there is no runbook here")
+    return Answer(
+        200, RUNBOOK.read_bytes(), b"text/plain; charset=utf-8", headers=HEADERS + NO_STORE
+    )

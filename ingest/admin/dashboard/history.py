@@ -51,8 +51,9 @@ COLUMNS = (
     "state",  # of /readyz: index into STATES
     "level",  # how bad it is: index into LEVELS
 )
-# All posts are taken and written; writes wait for the database or an operator; posts are refused.
-LEVELS = ("ok", "warn", "bad")
+# All posts are taken and written; writes wait for the database or an operator; posts are refused;
+# it starts or stops.
+LEVELS = ("ok", "warn", "bad", "off")
 DATA_ROUTE = "/v1/readings"
 CLIENTS_MAX = 64  # a quarter of the port's connections, so that probes and scrapes have enough
 UNREAD_BYTES_MAX = 64 * 1024

@@ -2,7 +2,7 @@
 
     /            the page (or the log-in)           /history, /feed      data of the curves
     /devices/..  devices, readings                  /dead-letters[/..]   list, replay, discard
-    /runbook     a section of the runbook
+    /runbook     the runbook, as a page
 
 It reads the ledger, the dead-letter files, and samples that the tail has kept. The path never waits
 for it. The guard decides who may see and act.
@@ -92,14 +92,19 @@ class Dashboard:
         self._sample = TailSample([], [], 0, [], False)
         self._log = get_logger("dashboard")
         self._occasionally = Occasionally(60.0)
-        self._page, self._log_in = page("index"), page("login")
+        self._log_in = page("login")
 
     def _look_at(self) -> tuple[str, int]:
-        """Return the state, and how bad it is: an index into LEVELS."""
+        """Return the state, and how bad it is: an index into LEVELS.
+
+        Who starts or stops on purpose is in no trouble, unless something keeps it from that.
+        """
         status, ready = self._observed.readyz()
         document = orjson.loads(ready)
         if document.get("refusing", status != 200):
-            return document["state"], 2
+            state = document["state"]
+            planned = state in {"starting", "draining"} and document.get("cause", "") in {state, ""}
+            return state, 3 if planned else 2
         gauges = self._observed.ledger.gauges
         away = gauges is not None and gauges.database_up() is False
         waiting = document["state"] != "accepting" or away or document.get("cause")
@@ -117,10 +122,11 @@ class Dashboard:
             "/devices/readings": self._device_pages.readings,
             "/dead-letters": self._dead_letters,
             "/dead-letters/count": self._count,
-            "/runbook": runbook,
+            "/runbook.md": runbook,
         }
         return {
-            "/": Route(READ, self._front),
+            "/": Route(READ, partial(self._front, page("index"))),
+            "/runbook": Route(READ, partial(self._front, page("runbook"))),
             "/login": Route(("GET", "POST"), self._logged_in),
             KEY_PATH: Route(GET, self._by_key),
             **{path: Route(READ, asset.handle) for path, asset in assets().items()},
@@ -204,13 +210,14 @@ class Dashboard:
         self._guard.check_look(request.headers)
         return await look(request, query)
 
-    async def _front(self, request: Request, _query: str, _received_s: float) -> Answer:
+    async def _front(
+        self, text: bytes, request: Request, _query: str, _received_s: float
+    ) -> Answer:
         if not self._guard.may_look(request.headers):
             return html(request.headers, self._log_in, status=401)
         # An empty token tells the page that this browser may only look.
         csrf = self._guard.csrf if self._guard.may_act(request.headers) else ""
-        text = self._page.replace(CSRF_PLACE, csrf.encode())
-        return html(request.headers, text)
+        return html(request.headers, text.replace(CSRF_PLACE, csrf.encode()))
 
     async def _history(self, _request: Request, query: str) -> Answer:
         given = parameters(query, "since")

@@ -14,7 +14,7 @@ import pytest
 
 from ingest.admin.dashboard import history as dashboard_feed
 from ingest.admin.dashboard import pages as dashboard
-from ingest.admin.dashboard.assets import FOLDER
+from ingest.admin.dashboard.assets import FOLDER, RUNBOOK
 from ingest.admin.dashboard.history import COLUMNS, UNREAD_BYTES_MAX
 from ingest.admin.dashboard.tail import Tail
 from ingest.admin.guard import Guard
@@ -25,6 +25,7 @@ from tests.unit.admin.test_tail import decoded, reading
 
 PRIVATE = (
     "/runbook",
+    "/runbook.md",
     "/",
     "/history",
     "/feed",
@@ -87,7 +88,11 @@ def test_markup_holds_no_script_style_or_foreign_address() -> None:
 
 async def test_every_file_that_the_page_names_is_served_small_and_revalidated(rig: Rig) -> None:
     """A file has its type, is compressed if the client accepts that, and 304 if it is unchanged."""
-    named = set(re.findall(r'(?:href|src)="(/page/[^"]+)"', (FOLDER / "index.html").read_text()))
+    named = {
+        name
+        for page in FOLDER.glob("*.html")
+        for name in re.findall(r'(?:href|src)="(/page/[^"]+)"', page.read_text())
+    }
     imported = {
         f"/page/{name}"
         for script in FOLDER.glob("*.js")
@@ -255,7 +260,7 @@ async def test_no_answer_metric_or_log_has_the_key(
         ("/devices/readings?device_id=%ED%A0%80", "bad_parameter"),
         ("/devices/readings?device_id=d", "starting"),
         ("/dead-letters?reason=because", "bad_parameter"),
-        ("/runbook?section=../../etc/passwd", "not_found"),
+        ("/runbook.md?section=../../etc/passwd", "unknown_parameter"),
         ("/dead-letters?id=" + "0" * 32, "not_found"),
         ("/dead-letters?id=../../etc/passwd", "not_found"),
     ],
@@ -328,7 +333,7 @@ async def test_feed_tells_every_second_and_history_what_was_before(rig: Rig) -> 
 async def test_level_says_whether_posts_are_refused_or_writes_wait(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused is bad; a database that is away, and every other cause, is a warning."""
+    """Refused is bad, but not at a start or stop; every other cause is a warning."""
     levels: list[float | int | None] = []
     gauges = rig.ledger.gauges
     assert gauges is not None
@@ -343,22 +348,22 @@ async def test_level_says_whether_posts_are_refused_or_writes_wait(
         ("on_hold", False, "schema", True),
         ("accepting", False, "invalid_full", True),
         ("starting", True, "starting", False),
+        ("draining", True, "draining", True),
+        ("starting", True, "unreachable", False),
     ):
         document = {"state": state, "refusing": refusing, "cause": cause}
         answer = (503 if refusing else 200, json.dumps(document).encode())
         rig.dashboard.history.sample(1000 + len(levels))
         levels.append(rig.dashboard.history.newest()[-1])
-    assert levels == [None, 1, 1, 1, 1, 2]  # the first second has no rates yet
+    assert levels == [None, 1, 1, 1, 1, 3, 3, 2]  # the first second has no rates yet
 
 
-async def test_runbook_gives_the_section_that_the_page_names(rig: Rig) -> None:
-    """Each alert has its section; without a section it is the whole text."""
-    every = await rig.ask("/runbook")
-    one = await rig.ask("/runbook?section=ingestonhold")
-    assert one.body.startswith(b"## IngestOnHold\n")
-    assert one.body in every.body
-    assert one.body.count(b"\n## ") == 0
-    assert one.headers["content-type"] == "text/plain; charset=utf-8"
+async def test_runbook_is_a_page_of_a_text(rig: Rig) -> None:
+    """The text is the one in the repository; the page has its script."""
+    text = await rig.ask("/runbook.md")
+    assert text.body == RUNBOOK.read_bytes()
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert b"/page/runbook.js" in (await rig.ask("/runbook")).body
 
 
 async def test_tick_that_fails_is_told_and_the_next_one_comes(

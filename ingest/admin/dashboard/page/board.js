@@ -14,6 +14,7 @@ export class Board {
     this.charts = [];
     this.span = 900;
     this.cursor = null; // the Unix second that is read out, or null: the newest
+    this.rowsMin = 30;
     this.onCursor = () => {};
   }
 
@@ -27,7 +28,7 @@ export class Board {
 
   /** The seconds that the charts show. Right after a start there is less than `span`. */
   get shown() {
-    return Math.min(this.span, Math.max(this.rows, 30) * this.step);
+    return Math.min(this.span, Math.max(this.rows, this.rowsMin) * this.step);
   }
 
   get begin() {
@@ -58,9 +59,9 @@ export class Board {
     }
   }
 
-  /** Replace all rows; `first` is the Unix second of the first. */
+  /** Replace all rows; `first` is the Unix second of the first, `columns` a Map. All are shown. */
   replace(first, step, columns) {
-    Object.assign(this, { first, step, columns: new Map(Object.entries(columns)) });
+    Object.assign(this, { first, step, columns });
     this.span = this.rows * step;
     this.draw();
   }
@@ -90,6 +91,24 @@ export class Board {
       for (const chart of this.charts) chart.draw();
     });
   }
+}
+
+/** How wide each of `many` charts is, in columns of twelve, with at most `most` in a row: no row is left half empty. */
+export function spans(many, most) {
+  if (many < 1) return [];
+  const rows = Math.ceil(many / Math.min(most, 4));
+  const few = Math.floor(many / rows);
+  const sizes = Array.from({ length: rows }, (_, row) => few + Number(row >= rows - (many % rows)));
+  return sizes.flatMap((size) => Array(size).fill(12 / size));
+}
+
+/** Give the charts that show their places in a grid whose charts are at least `least` pixels wide. `leads`: the first is twice as wide. */
+export function place(grid, charts, least, leads = false) {
+  const shown = charts.filter((chart) => !chart.element.hidden);
+  const most = Math.max(1, Math.floor(grid.clientWidth / least));
+  const first = !leads ? [] : most > 3 ? [6, 3, 3] : most > 2 ? [8, 4] : [12];
+  const widths = [...first, ...spans(shown.length - first.length, most)];
+  shown.forEach((chart, at) => chart.element.style.setProperty("--span", widths[at]));
 }
 
 const TICKS_S = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];

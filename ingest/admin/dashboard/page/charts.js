@@ -8,9 +8,9 @@ import { clock, make, moment } from "./text.js";
 const RIGHT = 10, TOP = 14, BOTTOM = 20; // around the plot, in CSS pixels; left: as wide as the labels
 const DOTS_MAX = 60; // so few values are also drawn as dots
 
-/** One chart. `series` are {name, label, tone}, and `told` if it has no curve; `tell` writes a value of the axis with
+/** One chart. `series` are {name, label, tone}; `tell` writes a value of the axis with
  *  its unit, which steps by `base`. `peaks`: a rare peak does not set the axis. `floating`: it need not begin
- *  at 0. `band` are the names of two columns, between which is shaded. */
+ *  at 0. `band` are the names of two columns, between which is shaded: the range of the first curve. */
 export class Chart {
   constructor(board, options) {
     Object.assign(this, { least: 0, base: 1000, bound: null, level: null, peaks: false, floating: false, band: null, join: 0, left: 50 }, options, { board });
@@ -22,6 +22,10 @@ export class Chart {
       this.legend.append(make("li", { class: tone }, make("i"), make("span", {}, label, " "), value));
       return value;
     });
+    if (this.band) {
+      this.range = make("b", {}, "–");
+      this.legend.append(make("li", { class: `${series[0].tone} band` }, make("i"), make("span", {}, "range "), this.range));
+    }
     this.when = make("time", {}, "");
     this.element = make("figure", { class: "chart card", id }, make("figcaption", {}, make("h3", {}, title, " ", make("small", {}, unit)), this.when), this.legend, this.canvas);
     board.charts.push(this);
@@ -80,7 +84,7 @@ export class Chart {
     const bound = this.bound?.() ?? 0;
     if (bound && bound <= axis.top) this.limit(pen, y(bound));
     if (this.band) this.shade(pen, ...this.band.map((name) => this.rows(name)), from, y);
-    shown.forEach((values, at) => this.series[at].told || this.curve(pen, values, from, y, at));
+    shown.forEach((values, at) => this.curve(pen, values, from, y, at));
     this.peak = this.marked(pen, shown, from, axis.top);
     this.readOut(pen, y);
   }
@@ -245,6 +249,11 @@ export class Chart {
       if (this.values[at].textContent !== text) this.values[at].textContent = text;
       return `${label} ${value === null ? "nothing" : text}`;
     });
+    if (this.band) {
+      const [low, high] = this.band.map((name) => board.at(name, second));
+      const ends = low === null ? ["–"] : [this.tell(low), this.tell(high)];
+      this.range.textContent = ends[0] === ends.at(-1) ? ends[0] : ends.join(" to ");
+    }
     this.when.textContent = board.cursor === null ? "" : board.span > 43_200 ? moment(new Date(second * 1000).toISOString()) : clock(second);
     this.said = `${this.title}: ${told.join(", ")}`;
     if (board.cursor === null) {

@@ -1,16 +1,16 @@
 // The charts of the service: which there are, when they show, and the ribbon of states.
 
-import { Board } from "./board.js";
+import { Board, place } from "./board.js";
 import { Chart } from "./charts.js";
 import { byId, bytes, clock, duration, ms, short } from "./text.js";
 
-const WIDE_PX = 720; // a phone shows the first charts only, until it is asked for more
+const WIDTH_PX = 290; // of a chart, at least
 const CURVES = [
   { id: "c-readings", title: "Readings", unit: "per second", tell: short, peaks: true, series: [
     { name: "received", label: "received", tone: "t1" }, { name: "committed", label: "stored", tone: "t2" },
     { name: "duplicate", label: "repeated", tone: "t5" }, { name: "rejected", label: "rejected", tone: "t4" }] },
   { id: "c-commit", title: "Time to store", unit: "from receipt to commit", tell: ms, peaks: true, series: [
-    { name: "commit_p99_ms", label: "99 of 100 within", tone: "t3" }, { name: "commit_p50_ms", label: "half within", tone: "t1" }] },
+    { name: "commit_p99_ms", label: "99 % in", tone: "t3" }, { name: "commit_p50_ms", label: "half in", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "memory", bound: "buffer_rows_max", series: [
     { name: "buffer_rows", label: "waiting", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "journal", series: [
@@ -19,20 +19,20 @@ const CURVES = [
     { name: "held", label: "waiting", tone: "t1" }] },
   { id: "c-waiting", title: "Waiting in the stream", unit: "messages", tell: short, only: "stream", peaks: true, series: [
     { name: "stream_waiting", label: "not acknowledged", tone: "t6" }] },
-  { id: "c-stream", title: "Stream", unit: "size on disk", tell: bytes, base: 1024, only: "stream", more: true, bound: "stream_bytes_max", series: [
+  { id: "c-stream", title: "Stream", unit: "size on disk", tell: bytes, base: 1024, only: "stream", bound: "stream_bytes_max", series: [
     { name: "stream_bytes", label: "size", tone: "t6" }] },
   { id: "c-dead", title: "Dead letters", unit: "per second", tell: short, trouble: true, series: [
     { name: "dead_invalid", label: "invalid", tone: "t3" }, { name: "dead_refused_by_database", label: "refused", tone: "t4" },
     { name: "dead_retries_exhausted", label: "retries", tone: "t5" }, { name: "dead_drained", label: "at a stop", tone: "t6" }] },
   { id: "c-retries", title: "Retries", unit: "per second", tell: short, trouble: true, series: [
     { name: "retries", label: "failed", tone: "t4" }] },
-  { id: "c-journal", title: "Journal", unit: "size on disk", tell: bytes, base: 1024, only: "journal", more: true, bound: "journal_bytes_max", series: [
+  { id: "c-journal", title: "Journal", unit: "size on disk", tell: bytes, base: 1024, only: "journal", bound: "journal_bytes_max", series: [
     { name: "journal_bytes", label: "size", tone: "t6" }] },
-  { id: "c-oldest", title: "Oldest that waits", unit: "age", tell: duration, least: 0.1, more: true, peaks: true, series: [
+  { id: "c-oldest", title: "Oldest that waits", unit: "age", tell: duration, least: 0.1, peaks: true, series: [
     { name: "oldest_s", label: "age", tone: "t3" }] },
-  { id: "c-rows", title: "Size of a write", unit: "readings, mean", tell: short, more: true, peaks: true, series: [
+  { id: "c-rows", title: "Size of a write", unit: "readings, mean", tell: short, peaks: true, series: [
     { name: "flush_rows", label: "readings", tone: "t6" }] },
-  { id: "c-flush", title: "Time of a write", unit: "to the database, mean", tell: ms, more: true, peaks: true, series: [
+  { id: "c-flush", title: "Time of a write", unit: "to the database, mean", tell: ms, peaks: true, series: [
     { name: "flush_ms", label: "time", tone: "t5" }] },
 ];
 const STATES = {
@@ -46,7 +46,6 @@ export class Curves {
   constructor(about) {
     this.about = about;
     this.board = new Board(about.seconds_kept);
-    this.more = innerWidth >= WIDE_PX;
     const level = (at) => (at ? about.levels[at] : null);
     this.charts = CURVES.filter(({ only }) => !only || only === about.buffer).map((curve) => {
       const bound = curve.bound && (() => about[curve.bound]);
@@ -54,8 +53,10 @@ export class Curves {
       byId("curves").append(chart.element);
       return chart;
     });
-    byId("more").addEventListener("click", () => {
-      this.more = !this.more;
+    byId("unfold").addEventListener("click", (event) => {
+      const folded = byId("service").classList.toggle("folded"); // on a phone only
+      event.target.textContent = folded ? "Show charts" : "Hide charts";
+      event.target.setAttribute("aria-expanded", !folded);
       this.draw();
     });
     this.board.onCursor = () => {
@@ -80,17 +81,15 @@ export class Curves {
     this.ribbon();
   }
 
-  /** A chart of trouble shows only while there is some; others that are rarely needed, on request. */
+  /** A chart of trouble shows only while there is some. */
   fold() {
     const quiet = [];
     for (const chart of this.charts) {
-      const nothing = chart.trouble && !chart.series.some(({ name }) => this.some(name));
-      if (nothing) quiet.push(chart.title);
-      chart.element.hidden = nothing || (chart.more && !this.more);
+      chart.element.hidden = Boolean(chart.trouble) && !chart.series.some(({ name }) => this.some(name));
+      if (chart.element.hidden) quiet.push(chart.title.toLowerCase());
     }
-    byId("more").textContent = this.more ? "Fewer charts" : "More charts";
-    byId("more").setAttribute("aria-expanded", this.more);
-    byId("folded").textContent = quiet.length ? `${quiet.join(", ")}: none in the time shown.` : "";
+    byId("quiet").textContent = quiet.length ? `No ${quiet.join(" and no ")} in this time.` : "";
+    place(byId("curves"), this.charts, WIDTH_PX, true);
   }
 
   some(name) {

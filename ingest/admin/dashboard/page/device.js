@@ -1,27 +1,35 @@
-// One device: its values as a curve, live, and its last readings. The address keeps what is shown.
+// One device: a small chart for each of its metrics, live, and its last readings. The address keeps what is shown.
 
-import { Board } from "./board.js";
+import { Board, place } from "./board.js";
 import { Chart } from "./charts.js";
-import { ask, byId, make, moment, say, short } from "./text.js";
+import { ask, byId, make, measured, moment, say } from "./text.js";
 
-const STEPS_S = { 900: 3, 3600: 12, 86400: 300, 604800: 3600, 2592000: 7200, 31536000: 86400 }; // some 300 points, whole hours from 7 d on
+const STEPS_S = [3, 12, 60, 300, 3600, 7200, 21600, 86400, 604800, 2592000]; // whole hours can come from rollups
+const POINTS_MAX = 400; // of a curve
+const ALL_S = 1990 * 2592000; // all times: the service gives at most 2,000 points
 const LIVE_S = [3, 60]; // asks again after a step, but not more and not less often
 const LAST_MS = 10_000;
 const JOIN = 3; // times the usual pause: a longer one is a gap
+const METRICS = 12; // that are shown at first
+const WIDTH_PX = 320; // of a chart, at least
+
+const stepOf = (span) => STEPS_S.find((step) => span / step <= POINTS_MAX) ?? STEPS_S.at(-1);
+const namesOf = (metric) => ["mean", "least", "most"].map((part) => `${part} ${metric}`);
 
 export class Device {
-  /** `now` returns the Unix second of the service. */
-  constructor(now) {
-    this.now = now;
-    this.device = "";
+  /** `now` returns the Unix second of the service; `mark` hears which device is shown. */
+  constructor(now, mark) {
+    Object.assign(this, { now, mark, device: "", chosen: false, metrics: [], charts: [], most: METRICS, liveAt: 0 });
     this.board = new Board(0);
-    this.chart = new Chart(this.board, { id: "c-device", title: "", unit: "", tell: short, floating: true, band: ["least", "most"], series: [
-      { name: "mean", label: "mean", tone: "t1" }, { name: "least", label: "least", tone: "t1", told: true }, { name: "most", label: "greatest", tone: "t1", told: true }] });
-    byId("device-chart").append(this.chart.element);
-    byId("device-metric").addEventListener("change", () => this.draw());
-    for (const radio of document.querySelectorAll("[name=device-range]")) radio.addEventListener("change", () => this.draw());
+    this.board.rowsMin = 2;
+    for (const radio of document.querySelectorAll("[name=device-range]")) radio.addEventListener("change", () => this.choose());
     byId("device-form").addEventListener("submit", (event) => event.preventDefault());
     byId("device-close").addEventListener("click", () => this.close());
+    byId("device-more").addEventListener("click", () => {
+      this.most = Infinity;
+      this.offer(this.all);
+    });
+    new ResizeObserver(() => this.place()).observe(byId("device-charts"));
     setInterval(() => this.shown && this.live(), 1_000);
     setInterval(() => this.shown && this.last(), LAST_MS);
     addEventListener("hashchange", () => this.restore());
@@ -31,113 +39,129 @@ export class Device {
     return this.device && !document.hidden;
   }
 
-  get metric() {
-    return byId("device-metric").value;
-  }
-
+  /** The seconds that the reader wants to see. */
   get span() {
-    return Number(document.querySelector("[name=device-range]:checked").value);
+    return Number(document.querySelector("[name=device-range]:checked").value) || ALL_S;
   }
 
   /** Show the device that the address names, if it names one. */
   restore() {
     const given = new URLSearchParams(location.hash.slice(1));
-    const range = document.querySelector(`[name=device-range][value="${Number(given.get("range"))}"]`);
+    const range = given.has("range") && document.querySelector(`[name=device-range][value="${Number(given.get("range"))}"]`);
     if (range) range.checked = true;
     const device = given.get("device") ?? "";
-    if (device && device !== this.device) this.open(device, given.get("metric"));
+    if (device && device !== this.device) this.open(device);
   }
 
-  /** Whether all values shown are of the last minutes, so that a shorter time shows more. */
-  get young() {
-    const values = this.board.columns.get("mean") ?? [];
-    const first = values.findIndex((value) => value !== null);
-    return this.span === 3600 && first >= 0 && (values.length - first) * this.step < 900;
+  /** Keep in the address what the reader has chosen. */
+  keep() {
+    this.chosen = true;
+    const range = this.span === ALL_S ? 0 : this.span;
+    history.replaceState(null, "", `#${new URLSearchParams({ device: this.device, range })}`);
   }
 
-  choose(range) {
-    document.querySelector(`[name=device-range][value="${range}"]`).checked = true;
+  choose() {
+    this.keep();
     this.draw();
   }
 
   close() {
     this.device = "";
+    this.chosen = true;
     byId("device").hidden = true;
+    this.mark("");
     history.replaceState(null, "", location.pathname);
   }
 
-  async open(device, metric = "") {
-    this.device = device;
+  /** Show a device. `quietly`: the reader has not asked for it. */
+  async open(device, quietly = false) {
+    Object.assign(this, { device, all: [], most: METRICS });
+    if (quietly) this.chosen = true;
+    else this.keep();
+    this.clear([]);
     byId("device-title").textContent = device;
-    byId("device-metric").replaceChildren();
     byId("device-last").tBodies[0].replaceChildren();
-    byId("device-chart").hidden = true;
     say(byId("device-note"), "Asking the database ..");
     say(byId("device-seen"), "");
     byId("device").hidden = false;
-    byId("device").scrollIntoView({ block: "nearest" });
-    if (await this.last(metric)) await this.draw();
-    if (this.young) this.choose(900);
-    byId("device").scrollIntoView({ block: "nearest" });
+    this.mark(device);
+    await this.last();
+    if (!quietly) byId("device").scrollIntoView({ block: "nearest" });
   }
 
-  /** Show the last readings, and offer the metrics; whether there is one. */
-  async last(metric) {
-    const device = this.device;
+  /** Show the last readings. Other metrics than before are drawn. */
+  async last() {
+    const { device } = this;
     try {
-      const found = await ask(`/devices/readings?device_id=${encodeURIComponent(device)}&limit=100`);
-      if (device !== this.device) return false;
-      const { readings, metrics, seen } = found;
-      say(byId("device-seen"), seen ? `Seen ${moment(seen.last_seen)}; first seen ${moment(seen.first_seen)}.` : "Not seen since the service started.");
-      byId("device-last").tBodies[0].replaceChildren(...readings.slice(0, 20).map((each) => make("tr", {}, make("td", {}, moment(each.ts)), make("td", {}, each.metric), make("td", { class: "num" }, short(each.value)))));
-      this.offer(metrics, metric || this.metric || readings[0]?.metric);
-      if (metric !== undefined) this.tell(found);
-      if (!metrics.length) say(byId("device-note"), "The table has no reading of this device. Is the name correct?");
-      return metrics.length > 0;
+      const { readings, metrics, seen } = await ask(`/devices/readings?device_id=${encodeURIComponent(device)}&limit=100`);
+      if (device !== this.device) return;
+      const latest = seen?.last_seen ?? readings[0]?.ts;
+      say(byId("device-seen"), latest ? `Last seen ${moment(latest)}.${seen ? ` First seen ${moment(seen.first_seen)}, since the service started.` : ""}` : "");
+      byId("device-last").tBodies[0].replaceChildren(...readings.slice(0, 20).map((each) => make("tr", {}, make("td", {}, moment(each.ts)), make("td", {}, each.metric), make("td", { class: "num" }, measured(each.value)))));
+      if (metrics.length) await this.offer(metrics);
+      else say(byId("device-note"), "The table has no reading of this device. Is the name correct?");
     } catch (error) {
       if (device === this.device) say(byId("device-note"), `Not available: ${error.message}.`);
-      return false;
     }
   }
 
-  offer(metrics, chosen) {
-    const names = metrics.includes(chosen) || !chosen ? metrics : [chosen, ...metrics];
-    const select = byId("device-metric");
-    if (names.join("\n") !== [...select.options].map((each) => each.value).join("\n")) select.replaceChildren(...names.map((name) => make("option", {}, name)));
-    if (chosen) select.value = chosen;
+  async offer(metrics) {
+    this.all = metrics;
+    const shown = metrics.slice(0, this.most);
+    byId("device-more").hidden = shown.length === metrics.length;
+    byId("device-more").textContent = `Show all ${metrics.length} metrics`;
+    if (shown.join("\n") === this.metrics.join("\n") && this.board.rows) return;
+    this.clear(shown);
+    await this.draw();
   }
 
-  tell({ advice, buckets }) {
-    const none = buckets && !buckets.length ? "This metric has no value in this time: choose a longer one. " : "";
-    say(byId("device-note"), none + (advice ? `Questions about one device are slow in a large table: ${advice}.` : ""));
+  /** Make an empty chart for each metric. */
+  clear(metrics) {
+    this.turn = null;
+    this.metrics = metrics;
+    this.board.columns = new Map();
+    this.board.charts = [];
+    this.charts = metrics.map((metric) => {
+      const [mean, ...band] = namesOf(metric);
+      const chart = new Chart(this.board, { id: "", title: metric, unit: "", tell: measured, floating: true, band, series: [{ name: mean, label: "mean", tone: "t1" }] });
+      chart.element.hidden = true;
+      return chart;
+    });
+    byId("device-charts").replaceChildren(...this.charts.map((chart) => chart.element));
   }
 
-  /** Ask for the whole curve. */
+  place() {
+    place(byId("device-charts"), this.charts, WIDTH_PX);
+  }
+
+  /** Ask for whole curves. They begin with the first reading: if that is late in the time asked for, with shorter steps. */
   async draw() {
-    const { device, metric, span } = this;
-    if (!metric) return;
-    const step = STEPS_S[span];
-    const to = (Math.floor(this.now() / step) + 1) * step;
-    this.asked = to;
-    history.replaceState(null, "", `#${new URLSearchParams({ device, metric, range: span })}`);
-    const columns = { mean: [], least: [], most: [] };
-    for (const column of Object.values(columns)) column.push(...Array(span / step).fill(null));
-    const found = await this.ask(to - span, to, step);
-    if (!found || device !== this.device || metric !== this.metric || span !== this.span) return;
-    this.put(columns, to - span, step, found.buckets);
-    this.tell(found);
-    byId("device-chart").hidden = false;
-    this.chart.element.querySelector("h3").replaceChildren(metric, " ", make("small", {}, `one point for ${step < 60 ? `${step} s` : step < 3600 ? `${step / 60} min` : step < 86400 ? `${step / 3600} h` : "1 day"}`));
-    Object.assign(this.chart, { title: `${metric} of ${device}`, unit: "values" });
-    this.step = step;
-    this.board.replace(to - span, step, columns);
-    this.join();
+    const turn = (this.turn = Symbol("turn"));
+    for (let span = this.span; ; ) {
+      const step = stepOf(span);
+      const rows = Math.ceil(span / step);
+      const end = (Math.floor(this.now() / step) + 1) * step;
+      const begin = end - rows * step;
+      const found = await this.ask(begin, end, step);
+      if (turn !== this.turn || !found) return;
+      const firsts = found.filter((buckets) => buckets.length).map((buckets) => buckets[0][0]);
+      const covered = end - Math.min(...firsts, end);
+      if (covered && covered < span / 4 && step > STEPS_S[0]) {
+        span = Math.max(covered, 60);
+        continue;
+      }
+      this.put(found, end - Math.max(covered, step), end, step);
+      return;
+    }
   }
 
+  /** The buckets of each metric in a time, or null. */
   async ask(from, to, step) {
     this.asking = true;
     try {
-      return await ask(`/devices/readings?${new URLSearchParams({ device_id: this.device, metric: this.metric, from, to, step })}`);
+      const found = [];
+      for (const metric of this.metrics) found.push((await ask(`/devices/readings?${new URLSearchParams({ device_id: this.device, metric, from, to, step })}`)).buckets);
+      return found;
     } catch (error) {
       say(byId("device-note"), `Not available: ${error.message}.`);
       return null;
@@ -146,38 +170,52 @@ export class Device {
     }
   }
 
-  put(columns, first, step, buckets) {
-    for (const [start, least, mean, most] of buckets) {
-      const row = Math.round((start - first) / step);
-      if (row < 0 || row >= columns.mean.length) continue;
-      Object.entries({ mean: mean ?? most, least, most }).forEach(([name, value]) => (columns[name][row] = value));
-    }
+  /** Show curves from `begin` on; what the board has already of this time stays where nothing is found. */
+  put(found, begin, end, step) {
+    const { board } = this;
+    const rows = Math.round((end - begin) / step);
+    const moved = Math.round((begin - board.first) / step);
+    const columns = new Map();
+    this.metrics.forEach((metric, at) => {
+      const [mean, least, most] = namesOf(metric).map((name) => {
+        const kept = board.step === step && board.rows ? board.columns.get(name).slice(Math.max(0, moved)) : [];
+        const column = [...kept, ...Array(Math.max(0, rows - kept.length)).fill(null)];
+        columns.set(name, column);
+        return column;
+      });
+      for (const [start, low, middle, high] of found[at]) {
+        const row = Math.round((start - begin) / step);
+        if (row >= 0 && row < rows) [mean[row], least[row], most[row]] = [middle ?? high, low, high];
+      }
+      this.charts[at].element.hidden = mean.every((value) => value === null);
+      this.join(this.charts[at], mean);
+    });
+    const empty = this.charts.filter((chart) => chart.element.hidden).map((chart) => chart.title);
+    const none = empty.length === this.charts.length ? "No reading in this time" : `No value in this time: ${empty.join(", ")}`;
+    say(byId("device-note"), empty.length ? `${none}. Choose a longer time.` : "");
+    this.place();
+    board.replace(begin, step, columns);
   }
 
   /** Values that come as often as usual are joined; after a longer pause there is a gap. */
-  join() {
-    const rows = this.chart.runs.call({ join: Infinity }, this.board.columns.get("mean")).flat();
+  join(chart, values) {
+    const rows = values.flatMap((value, row) => (value === null ? [] : [row]));
     const pauses = rows.slice(1).map((row, at) => row - rows[at]).sort((a, b) => a - b);
-    this.chart.join = JOIN * (pauses[pauses.length >> 1] ?? 1);
+    chart.join = JOIN * (pauses[pauses.length >> 1] ?? 1);
   }
 
-  /** Ask for the newest points only, and move the curve. */
+  /** Ask for the newest points only, and move the curves. */
   async live() {
-    const { board, device, metric, step } = this;
+    const { board, metrics, turn } = this;
+    const { step } = board;
     const now = this.now();
-    if (!board.rows || !metric || this.asking || now - (this.liveAt ?? 0) < Math.min(Math.max(STEPS_S[this.span], LIVE_S[0]), LIVE_S[1])) return;
+    const pause = Math.min(Math.max(step, LIVE_S[0], metrics.length / 2), LIVE_S[1]);
+    if (!metrics.length || !turn || this.asking || now - this.liveAt < pause) return;
     this.liveAt = now;
-    const to = (Math.floor(now / step) + 1) * step;
+    const end = (Math.floor(now / step) + 1) * step;
     const from = board.last - step; // the last two may have grown
-    if (board.span !== this.span || to - from > this.span) return this.draw();
-    const found = await this.ask(from, to, step);
-    if (!found || device !== this.device || metric !== this.metric || step !== this.step) return;
-    const moved = Math.max(0, Math.round((to - step - board.last) / step));
-    const columns = Object.fromEntries([...board.columns].map(([name, values]) => [name, [...values.slice(moved), ...Array(moved).fill(null)]]));
-    const first = board.first + moved * step;
-    this.put(columns, first, step, found.buckets);
-    board.replace(first, step, columns);
-    this.join();
-    this.tell({ advice: found.advice, buckets: columns.mean.filter((value) => value !== null) });
+    if (!board.rows || end - board.first > 2 * POINTS_MAX * step || this.charts.every((chart) => chart.element.hidden)) return this.draw();
+    const found = await this.ask(from, end, step);
+    if (found && turn === this.turn) this.put(found, Math.max(board.first, end - Math.ceil(this.span / step) * step), end, step);
   }
 }

@@ -1,6 +1,6 @@
 // The lists of devices: all with their last readings, the silent, the new and the rejected ones.
 
-import { ask, byId, count, deviceLink, duration, make, moment, rough, say, short } from "./text.js";
+import { advise, ask, byId, count, deviceLink, duration, make, measured, moment, rough, say } from "./text.js";
 
 const PERIOD_MS = 10_000;
 const FIRST_MS = 2_000;
@@ -14,9 +14,9 @@ const EMPTY = {
 };
 
 export class Devices {
-  /** `open` shows one device. */
-  constructor(open) {
-    this.open = open;
+  /** `open` shows one device. `onPage` hears of each page of the list. */
+  constructor(open, onPage) {
+    Object.assign(this, { open, onPage, current: "" });
     this.tab = "all";
     this.after = "";
     this.several = false;
@@ -88,6 +88,7 @@ export class Devices {
       this.report = await ask(`/devices?silent_s=${byId("silent-s").value}`);
       if (this.tab === "all") this.page = await ask(`/devices/list?${new URLSearchParams({ limit: PAGE, prefix: this.prefix, after: this.after })}`);
       this.show();
+      if (this.page) this.onPage(this.page);
     } catch (error) {
       say(byId("devices-count"), `Not available: ${error.message}.`);
     }
@@ -95,7 +96,7 @@ export class Devices {
 
   show() {
     const { report, page } = this;
-    byId("pages").hidden = this.tab !== "all";
+    byId("pages").hidden = this.tab !== "all" || !(this.after || page?.more);
     byId("silent-form").hidden = this.tab !== "silent";
     if (!report) return;
     byId("n-silent").textContent = report.silent_count ? count(report.silent_count) : "";
@@ -105,7 +106,7 @@ export class Devices {
     if (this.tab === "all" && page) {
       if (this.prefix && !this.several) note = `${least}${count(page.matching)} seen that begin with ${this.prefix}.`;
       if (page.why) note += ` Values are not available: ${page.why}.`;
-      else if (page.advice) note += ` Others are known from recent readings only: ${page.advice}.`;
+      if (page.more) advise(page.advice);
       byId("page-first").disabled = !this.after;
       byId("page-next").disabled = !page.more;
     }
@@ -119,11 +120,17 @@ export class Devices {
 
   all() {
     const devices = this.page?.devices ?? [];
-    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Show device looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
-    return table(["Device", "Last reading", "When"], devices.map(({ device_id, seen, last }) => {
+    if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Find looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
+    return table(["Device", "Last reading", "Last seen"], devices.map(({ device_id, seen, last }) => {
       const time = last?.ts ?? seen?.last_seen;
-      return [deviceLink(device_id, this.open), last ? make("span", {}, `${last.metric} `, make("b", {}, short(last.value))) : "–", time ? ago(time) : "–"];
-    }), 1);
+      return [deviceLink(device_id, this.open), last ? make("span", {}, `${last.metric} `, make("b", {}, measured(last.value))) : "–", time ? ago(time) : "–"];
+    }), 1, (at) => devices[at].device_id === this.current);
+  }
+
+  /** Mark the device that is shown. */
+  mark(device) {
+    this.current = device;
+    if (this.report) this.fill();
   }
 
   reported() {
@@ -146,7 +153,7 @@ function ago(time) {
 }
 
 /** A table; the columns after the first `left` + 1 are to the right. */
-function table(heads, rows, left = 0) {
-  const of = (name, cells, has) => make("tr", {}, ...cells.map((cell, at) => make(name, { ...has, class: at > left ? "num" : false }, cell)));
-  return make("table", {}, make("thead", {}, of("th", heads, { scope: "col" })), make("tbody", {}, ...rows.map((cells) => of("td", cells))));
+function table(heads, rows, left = 0, isCurrent = () => false) {
+  const of = (name, cells, has, current = false) => make("tr", { "aria-current": current && "true" }, ...cells.map((cell, at) => make(name, { ...has, class: at > left ? "num" : false }, cell)));
+  return make("table", {}, make("thead", {}, of("th", heads, { scope: "col" })), make("tbody", {}, ...rows.map((cells, at) => of("td", cells, {}, isCurrent(at)))));
 }

@@ -1,8 +1,8 @@
 // The current figures in three groups: what flows, what is in trouble, how the machine does.
 
-import { byId, bytes, count, duration, make, ms, rough, short } from "./text.js";
+import { byId, bytes, count, make, ms, rough, short } from "./text.js";
 
-const WEEK_S = 604800;
+const WEEK_S = 604800, YEAR_S = 31536000;
 const GROUPS = [["flow", "Flow"], ["trouble", "Trouble"], ["machine", "Machine"]];
 const lists = new Map();
 const figures = new Map();
@@ -13,7 +13,7 @@ function group(id) {
       lists.set(name, make("dl"));
       byId("figures").append(make("section", { class: "group", id: `g-${name}`, "aria-label": title }, make("h2", {}, title), lists.get(name)));
     }
-    lists.get("flow").after(make("p", { id: "f-balance" }));
+    lists.get("flow").before(make("p", { id: "f-balance" }));
   }
   return lists.get(id);
 }
@@ -43,12 +43,12 @@ function showFlow({ sum }, about, value) {
   const fill = value("buffer_used_pct");
   figure("flow", "received", "Received", `${short(value("received"))}/s`, `${short(sum.received)} in all`);
   figure("flow", "committed", "Stored", `${short(value("committed"))}/s`,
-    `${short(sum.committed)} in all` + (sum.duplicate ? `, ${short(sum.duplicate)} repeated` : ""));
+    sum.duplicate ? `${short(sum.duplicate)} repeated` : `${short(sum.committed)} in all`);
   const inStream = value("stream_waiting");
   if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
-    inStream ? `and ${short(inStream)} messages in the stream` : inStream === null ? "the stream is not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    inStream ? `${short(inStream)} in the stream` : inStream === null ? "stream not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   else figure("flow", "waiting", "Waiting", short(value("held")),
-    (value("held") ? `oldest ${duration(value("oldest_s"))}` : "none") + (fill >= 1 ? `; ${Math.round(fill)} % full` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    (value("held") ? `oldest ${rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");
   const lost = off || sum.dropped;
   byId("f-balance").dataset.tone = lost ? "bad" : "";
@@ -59,36 +59,33 @@ function showFlow({ sum }, about, value) {
 
 function showTrouble({ sum, ready }, about, value) {
   const refused = Object.values(ready.refused_60s ?? {}).reduce((a, b) => a + b, 0);
-  const full = ready.full_in_s?.dead_letters;
   const live = value("dlq_readings");
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
-  const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `; ${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
+  const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
   figure("trouble", "rejected", "Rejected", refused ? short(refused) : `${short(value("rejected"))}/s`,
-    refused ? "posts in the last minute" : sum.rejected ? `${short(sum.rejected)} readings in all` : "none", refused || value("rejected") ? "warn" : "dim");
+    refused ? "posts in 1 min" : sum.rejected ? `${short(sum.rejected)} in all` : "none", refused || value("rejected") ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
-    live ? (full > 0 ? `full in ${rough(full)}` : `oldest ${rough(sum.dlq?.[1])}`) + size : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
+    live ? size || `oldest ${rough(sum.dlq?.[1])}` : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");
 }
 
 function showMachine({ sum, ready }, about, value) {
   if (about.buffer === "journal") {
     const full = ready.full_in_s?.journal;
-    const there = full > 0 ? `full in ${rough(full)}` : value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
+    const there = value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
     figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full > 0 ? "warn" : "");
   }
   if (about.buffer === "stream") {
     const full = ready.full_in_s?.stream;
     const most = sum.broker?.stream_bytes_max ?? about.stream_bytes_max;
-    figure("machine", "stream", "Stream", bytes(value("stream_bytes")), full > 0 ? `full in ${rough(full)}` : `of ${bytes(most)}`, full > 0 ? "warn" : "");
+    figure("machine", "stream", "Stream", bytes(value("stream_bytes")), `of ${bytes(most)}`, full > 0 ? "warn" : "");
   }
   const table = sum.broker;
   if (table?.partitions) {
     const full = table.table_full_in_seconds;
-    const oldest = table.table_oldest_age_seconds;
-    const more = full > 0 ? `; disk full in ${rough(full)}` : oldest > 0 ? `; oldest reading ${rough(oldest)}` : "";
-    figure("machine", "table", "Table", bytes(table.table_bytes), `${short(table.partitions)} partitions${more}`, full < WEEK_S ? "warn" : "");
+    figure("machine", "table", "Table", bytes(table.table_bytes), full > 0 && full < YEAR_S ? `disk full in ${rough(full)}` : `${short(table.partitions)} partitions`, full < WEEK_S ? "warn" : "");
   }
   figure("machine", "commit", "Time to store", ms(value("commit_p99_ms")),
-    value("commit_p50_ms") === null ? "none now" : `half within ${ms(value("commit_p50_ms"))}`);
-  figure("machine", "flush", "Rows in a write", short(value("flush_rows")), value("flush_ms") === null ? "none now" : `takes ${ms(value("flush_ms"))}`);
+    value("commit_p50_ms") === null ? "none now" : `half in ${ms(value("commit_p50_ms"))}`);
+  if (!table?.partitions) figure("machine", "flush", "Rows in a write", short(value("flush_rows")), value("flush_ms") === null ? "none now" : `takes ${ms(value("flush_ms"))}`);
 }

@@ -8,6 +8,7 @@ const WORDS = {
   starting: ["starting: refuses posts", "starting"], full: ["full: refuses posts", "full"], draining: ["stopping: refuses posts", "stopping"],
   disk_low: ["disk nearly full: refuses posts", "disk nearly full"], broker_away: ["broker away: refuses posts", "broker away"],
 };
+const NAMES = [...byId("instance-list").tHead.rows[0].cells].map((each) => each.textContent);
 const rows = new Map();
 
 /** Show the processes that the state names. */
@@ -18,7 +19,7 @@ export function showInstances({ ready, sum }, about) {
   for (const each of ready.instances) {
     gone.delete(each.instance);
     if (!rows.has(each.instance)) {
-      const cells = Array.from({ length: 7 }, (_, at) => make("td", { class: at > 1 && at < 6 ? "num" : at === 1 ? "state" : false }));
+      const cells = Array.from({ length: 7 }, (_, at) => make("td", { class: at > 1 && at < 6 ? "num" : at === 1 ? "state" : false, "data-label": NAMES[at] }));
       rows.set(each.instance, cells);
       make("tr", {}, ...cells);
     }

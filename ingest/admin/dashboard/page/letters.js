@@ -1,6 +1,6 @@
 // Dead letters: the newest ones, one in full, replay and discard after a confirmation.
 
-import { act, ask, byId, confirmed, count, howToAct, make, mayAct, moment, say, typed } from "./text.js";
+import { act, ask, byId, confirmed, count, fill, make, mayAct, moment, say, typed } from "./text.js";
 
 const PERIOD_MS = 3_000;
 const REASONS = { invalid: "invalid", refused_by_database: "refused by the database", retries_exhausted: "failed after all retries", drained: "left over at a stop", not_ours: "no block of readings" };
@@ -24,7 +24,6 @@ export class Letters {
     byId("discard").addEventListener("click", () => this.discard({ ids: [...this.chosen] }, this.chosen.size));
     byId("replay-all").addEventListener("click", () => this.replayAll());
     byId("discard-all").addEventListener("click", () => this.discardAll());
-    if (!mayAct) byId("letters-actions").replaceChildren(howToAct());
     setInterval(() => this.stale && !this.chosen.size && !document.hidden && this.load(), PERIOD_MS);
   }
 
@@ -54,7 +53,7 @@ export class Letters {
     this.shown = letters;
     this.chosen.clear();
     byId("letters-all").checked = false;
-    byId("letters").tBodies[0].replaceChildren(...letters.map((each) => this.row(each)));
+    fill(byId("letters"), letters.map((each) => this.row(each)));
     byId("letters").hidden = !letters.length;
     byId("letters-scroll").classList.toggle("bare", !letters.length);
     byId("letters-empty").hidden = letters.length > 0;
@@ -62,6 +61,8 @@ export class Letters {
     say(byId("letters-empty"), filtered
       ? "No dead letter matches." + (all ? "" : " Only the newest were checked; `" + typed.run + " dlq list --limit 0` checks all.")
       : "No dead letters. Every accepted reading is in the table, or on its way to it.");
+    byId("letters-form").hidden = byId("letters-actions").hidden = !letters.length && !filtered && all;
+    if (!mayAct) byId("letters-actions").hidden = true;
     if (!this.said) say(byId("letters-note"), all ? "" : `The newest ${count(letters.length)} are shown; \`${typed.run} dlq list --limit 0\` shows all.`);
     this.buttons();
   }

@@ -10,7 +10,7 @@ import { Refused } from "./refused.js";
 import { showSenders } from "./senders.js";
 import { showLink, showState } from "./state.js";
 import { Tail } from "./tail.js";
-import { byId, clock, duration, typed } from "./text.js";
+import { byId, clock, duration, make, mayAct, notice, typed } from "./text.js";
 
 const YOUNG_S = 300; // of a service: its first minutes are shown in full
 let about = null; // what the history says of the service
@@ -24,6 +24,7 @@ function onHistory(history) {
   Object.assign(typed, history.typed);
   byId("instance").textContent = `${history.version} on ${history.host}, posts to ${history.listen}`;
   byId("foot").textContent = `This process started at ${clock(Date.parse(history.started) / 1000)}. The charts keep ${duration(history.seconds_kept).replace(" 0 s", "")}.`;
+  byId("foot-runbook").hidden = !history.runbook;
   if (!curves) {
     curves = new Curves(history);
     const span = history.columns.state.length < YOUNG_S ? 300 : 900;
@@ -51,9 +52,12 @@ function onNews(event) {
   document.title = `${trouble ? `${trouble[0].toUpperCase()}${trouble.slice(1)} – ` : ""}iot-ingest on ${about.host}`;
 }
 
-const device = new Device(() => feed.last || Date.now() / 1000);
+export const device = new Device(() => feed.last || Date.now() / 1000, (name) => devices.mark(name));
 const open = (name) => device.open(name);
-const devices = new Devices(open);
+const devices = new Devices(open, ({ devices: listed, more }) => {
+  // Of a few devices the first is shown at once; of many, none until the reader chooses.
+  if (listed.length && !more && !device.chosen) device.open(listed[0].device_id, true);
+});
 const letters = new Letters();
 const refused = new Refused();
 const feed = new Feed({ history: onHistory, news: onNews, tail: (event) => tail.hear(event), link: showLink });
@@ -81,6 +85,10 @@ theme.addEventListener("click", () => {
 });
 paint(THEMES.includes(localStorage.getItem("theme")) ? localStorage.getItem("theme") : "auto");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(theme.dataset.chosen));
+
+byId("zone").textContent = `Times: ${Intl.DateTimeFormat().resolvedOptions().timeZone}`;
+byId("foot-login").hidden = mayAct;
+if (!mayAct) notice("look-only", "You can look, but not act. To act, open the address with the key that the start of the service printed, or ", make("a", { href: "/login" }, "log in"), ".");
 
 feed.open();
 showSenders();

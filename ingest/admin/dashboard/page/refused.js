@@ -1,6 +1,6 @@
 // The last refused posts, for those who may act: they may hold what a device sent.
 
-import { ask, byId, count, csrfHeader, howToAct, make, mayAct, moment, say } from "./text.js";
+import { ask, byId, count, csrfHeader, fill, make, mayAct, moment, say } from "./text.js";
 
 const PERIOD_MS = 3_000;
 
@@ -8,7 +8,6 @@ export class Refused {
   constructor() {
     this.known = "";
     this.stale = false;
-    if (!mayAct) byId("refused-note").after(howToAct());
     setInterval(() => this.stale && !document.hidden && this.load(), PERIOD_MS);
   }
 
@@ -30,7 +29,7 @@ export class Refused {
       const { posts } = await ask("/refused", { headers: csrfHeader }, true);
       this.some = posts.length > 0;
       if (this.some) byId("refused").hidden = false;
-      byId("refused-list").tBodies[0].replaceChildren(...posts.map((each) => {
+      fill(byId("refused-list"), posts.map((each) => {
         const why = [each.code, each.item_code, each.field].filter(Boolean).join(", ");
         return make("tr", {}, make("td", {}, moment(each.at)), make("td", {}, each.peer || "–", each.count > 1 ? ` (${count(each.count)} so far)` : ""), make("td", {}, make("code", {}, why)), make("td", { class: "wide", title: each.body }, each.body));
       }));

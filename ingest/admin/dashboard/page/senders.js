@@ -1,6 +1,6 @@
 // The senders that have sent most in the last seconds: what their counts have grown by.
 
-import { ask, byId, make, short } from "./text.js";
+import { ask, byId, fill, make, short } from "./text.js";
 
 const PERIOD_MS = 5_000;
 const LISTED = 20;
@@ -25,6 +25,6 @@ function show(senders) {
     .filter((row) => row[1] > 0).sort((a, b) => b[0] - a[0]).slice(0, LISTED);
   [before, beforeMs] = [new Map(senders.map((each) => [each.sender, each])), nowMs];
   if (rows.length) byId("senders").hidden = false;
-  byId("sender-list").tBodies[0].replaceChildren(...rows.map(([readings, posts, refused, sender]) =>
+  fill(byId("sender-list"), rows.map(([readings, posts, refused, sender]) =>
     make("tr", {}, make("td", {}, sender), ...[readings, posts, refused].map((each) => make("td", { class: "num" }, short(each))))));
 }

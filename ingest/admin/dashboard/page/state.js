@@ -1,6 +1,6 @@
 // The state of the service as text, with its cause and what to do.
 
-import { act, byId, bytes, count, duration, mayAct, moment, rough, say, short, typed } from "./text.js";
+import { act, byId, bytes, count, duration, make, mayAct, moment, rough, say, short, typed } from "./text.js";
 
 const WORDS = {
   accepting: "Accepting", slowed: "Slow: posts wait for space", starting: "Starting: posts are refused", draining: "Stopping: posts are refused",
@@ -12,7 +12,8 @@ const TROUBLES = {
   writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
   sender_not_stored: "Of a sender nothing is stored",
 };
-const FULL = { journal: "The journal", stream: "The stream", dead_letters: "The space for dead letters", disk: "The disk" };
+const FULL = { journal: "Journal", stream: "Stream", dead_letters: "Space for dead letters", disk: "Disk" };
+const YEAR_S = 31536000;
 
 const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 const broken = ({ cause, reason }) => cause === "journal_broken" || reason.includes("the journal cannot be written");
@@ -81,14 +82,18 @@ function todo(news, about, value, away) {
   return "";
 }
 
-/** What is going to be full, and where the runbook says more. */
+/** When something is going to be full, soonest first, and where the runbook says more. */
 function showMore({ full_in_s }, section) {
-  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds > 0) /* 0: it is full, and the state says so */;
-  const told = soon.map(([what, seconds]) => `${FULL[what] ?? what} is full in ${rough(seconds)} at this rate.`);
-  say(byId("state-full"), told.join(" "));
+  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds > 0 && seconds < YEAR_S) /* 0: it is full, and the state says so */;
+  soon.sort((one, other) => one[1] - other[1]);
+  const told = soon.map(([what, seconds]) => [FULL[what] ?? what, rough(seconds)]);
+  const list = byId("state-full");
+  list.hidden = !told.length;
+  if (list.dataset.told !== String(told)) list.replaceChildren(...told.map(([what, time]) => make("div", {}, make("dt", {}, `${what} full in`), make("dd", {}, time))));
+  list.dataset.told = told;
   const link = byId("state-runbook");
   link.hidden = !section;
-  const href = `/runbook?section=${encodeURIComponent(section)}`;
+  const href = `/runbook#${section}`;
   if (section && link.getAttribute("href") !== href) link.setAttribute("href", href);
 }
 

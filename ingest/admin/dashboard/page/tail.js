@@ -1,6 +1,6 @@
 // The newest readings: first those of the table, then what comes in. A bounded number of them.
 
-import { ask, byId, clock, count, deviceLink, make, short } from "./text.js";
+import { ask, byId, clock, count, deviceLink, make, measured } from "./text.js";
 
 const ROWS_MAX = 60;
 
@@ -44,7 +44,7 @@ export class Tail {
 
   row(us, device, metric, value) {
     const time = Number.isNaN(us) ? "" : make("time", { datetime: new Date(us / 1000).toISOString() }, said(us));
-    return make("tr", {}, make("td", {}, time), make("td", {}, deviceLink(device, this.open)), make("td", {}, metric), make("td", { class: "num" }, short(value)));
+    return make("tr", {}, make("td", {}, time), make("td", {}, deviceLink(device, this.open)), make("td", {}, metric), make("td", { class: "num" }, measured(value)));
   }
 
   hear({ posts, readings }) {
@@ -55,7 +55,7 @@ export class Tail {
     this.empty();
     byId("tail-note").textContent = this.device
       ? `All readings of ${this.device}, up to 20 a second. ${count(posts)} posts were checked in this second.`
-      : posts ? `A sample: ${count(readings.length)} readings from ${count(posts)} posts in this second.` : "No post in this second.";
+      : posts ? `A sample: ${count(readings.length)} readings from ${count(posts)} ${posts === 1 ? "post" : "posts"} in this second.` : "No post in this second.";
   }
 
   empty() {

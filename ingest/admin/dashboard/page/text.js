@@ -45,6 +45,14 @@ export function short(value) {
   return whole.format(value);
 }
 
+/** A value that a device sent, in at most five digits; whole numbers up to a million in full. */
+export function measured(value) {
+  if (value == null) return "–";
+  const size = Math.abs(value);
+  if (size >= 1e6 || (size < 1e-4 && size > 0)) return size < 1 || size >= 1e12 ? String(Number(value.toPrecision(5))) : short(value);
+  return new Intl.NumberFormat("en", { maximumFractionDigits: Math.max(0, size < 1 ? 6 : 4 - Math.floor(Math.log10(size))) }).format(value);
+}
+
 /** Milliseconds for people. */
 export function ms(value) {
   if (value == null) return "–";
@@ -74,7 +82,7 @@ export function bytes(value) {
   if (value == null) return "–";
   let left = value;
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (left < 1024) return `${short(left)} ${unit}`;
+    if (left < 1000) return `${short(left)} ${unit}`; // at most three digits
     left /= 1024;
   }
   return `${short(left)} TiB`;
@@ -122,14 +130,34 @@ export async function ask(path, options = {}, stay = false) {
   return document_;
 }
 
-const csrf = document.querySelector("meta[name=csrf]").content;
+const csrf = document.querySelector("meta[name=csrf]")?.content ?? "";
 
 /** Whether this browser may act, or only look. */
 export const mayAct = csrf !== "";
 export const csrfHeader = { "X-CSRF-Token": csrf };
-/** Says how to get the right to act. */
-export const howToAct = () =>
-  make("span", { class: "note" }, "This page shows, and does not act. To act, open the address with the key that the start of the service printed, or ", make("a", { href: "/login" }, "log in"), ".");
+
+/** Say something once, above the figures, until the reader closes it; a closed one stays closed. */
+export function notice(id, text, ...more) {
+  if (byId(id) || localStorage.getItem(id) === text) return;
+  const close = () => {
+    localStorage.setItem(id, text);
+    byId(id).remove();
+  };
+  const said = make("p", {});
+  say(said, text);
+  said.append(...more);
+  byId("notices").append(make("div", { class: "notice", id }, said, make("button", { type: "button", "aria-label": "Close this note", click: close }, "×")));
+}
+
+/** Say once that questions about one device are slow, if an answer says so. */
+export const advise = (advice) => advice && notice("advice", `Questions about one device are slow in a large table: ${advice}.`);
+
+/** Rows of a table; on a phone each is a card, so each cell knows the name of its column. */
+export function fill(table, rows) {
+  const names = [...table.tHead.rows[0].cells].map((each) => each.textContent);
+  for (const row of rows) [...row.cells].forEach((cell, at) => (cell.dataset.label = names[at]));
+  table.tBodies[0].replaceChildren(...rows);
+}
 
 /** Ask the service for an action. The token shows that the request comes from this page. */
 export const act = (path, body) =>
