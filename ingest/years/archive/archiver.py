@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -93,12 +94,12 @@ class ParquetArchiver:
         )
         self.folder.check_room(rows_max, 0 if before is None else before.bytes)
         token, hidden = await self._aside(self.folder.new_temporary, name)
-        try:
+        async with AsyncExitStack() as undo:
+            # A full disk needs the room; a killed run leaves it to the next one.
+            undo.push_async_callback(self._aside, self.folder.sweep, name)
             written, got, table = await self._write(source, name, known, before, hidden)
             await self._aside(self.folder.sync_temporary, name, token)
-        except BaseException:  # a full disk needs the room; a killed run leaves it to the next one
-            await self._aside(self.folder.sweep, name)
-            raise
+            undo.pop_all()
         found = Contents(
             name,
             source.from_us if before is None else before.from_us,
