@@ -52,7 +52,7 @@ OF_SHOWN: Metrics[Shown] = (
     Metric("build_info", "Always 1.", lambda it: {it.version: 1}, ("version",)),
     Metric(
         "instance_up",
-        "1 while this process reports its state, 0 after it has ended or fallen silent.",
+        "1 while this process reports its state, else 0.",
         lambda it: {it.name: it.pid is not None} if it.name else None,
         (INSTANCE,),
     ),
@@ -143,17 +143,17 @@ METRICS: Metrics[Ledger] = (
     Metric("http_requests_total", "Requests answered.", lambda m: m.requests, ("route", "code")),
     Metric(
         "readings_received_total",
-        "Readings decoded by the receiver, including invalid ones.",
+        "Readings decoded, invalid ones too.",
         lambda m: m.received,
     ),
     Metric(
         "readings_accepted_total",
-        "Readings that were accepted: kept until they are stored.",
+        "Readings accepted.",
         lambda m: m.accepted,
     ),
     Metric(
         "readings_committed_total",
-        "Readings newly in the table, by the database's own count.",
+        "Readings newly in the table, as the database counts.",
         lambda m: m.committed,
     ),
     Metric(
@@ -168,7 +168,7 @@ METRICS: Metrics[Ledger] = (
     ),
     Metric(
         "readings_replayed_total",
-        "Readings taken by the automatic replay of dead letters.",
+        "Readings that the automatic replay has sent.",
         lambda m: m.replayed,
     ),
     Metric(
@@ -178,12 +178,12 @@ METRICS: Metrics[Ledger] = (
     ),
     Metric(
         "readings_delivered_total",
-        "Readings that came from the stream; each delivery counts.",
+        "Readings from the stream; each delivery counts.",
         lambda m: m.delivered,
     ),
     Metric(
         "readings_returned_total",
-        "Readings that were given back to the stream.",
+        "Readings given back to the stream.",
         lambda m: m.returned,
     ),
     Metric("readings_dropped_total", "Readings lost. Must stay 0.", lambda m: m.dropped),
@@ -195,13 +195,13 @@ METRICS: Metrics[Ledger] = (
     ),
     Metric(
         "posts_refused_total",
-        "Requests to the data port that were refused, by problem code.",
+        "Requests refused, by problem code.",
         lambda m: m.posts_refused,
         ("code",),
     ),
     Metric(
         "connections_closed_total",
-        "Connections that were closed or refused because of a limit.",
+        "Connections closed or refused by a limit.",
         lambda m: m.connections_closed,
         ("cause",),
     ),
@@ -225,13 +225,13 @@ METRICS: Metrics[Ledger] = (
     ),
     Metric(
         "flush_total",
-        "Batches sent to the database, by the reason why the batch was closed.",
+        "Batches written, by why they were closed.",
         lambda m: m.flushes,
         ("trigger",),
     ),
     Metric(
         "retries_total",
-        "Failed writes, by what was decided: wait, retry, isolate or hold.",
+        "Failed writes, by what was decided.",
         lambda m: {**dict.fromkeys(("wait", "retry", "isolate", "hold"), 0), **m.retries},
         ("verdict",),
     ),
@@ -245,7 +245,7 @@ METRICS: Metrics[Ledger] = (
     Metric("flush_rows", "Readings in a batch.", lambda m: m.flush_rows, buckets=True),
     Metric(
         "flush_duration_seconds",
-        "Time of a write that succeeded, from sending a batch to its commit.",
+        "Time of a write that succeeded.",
         lambda m: m.flush_s,
         ("method",),
         buckets=True,
@@ -264,13 +264,13 @@ METRICS: Metrics[Ledger] = (
     ),
     Metric(
         "journal_sync_seconds",
-        "Time to write some posts to the journal, with one fsync for all.",
+        "Time of one fsync of the journal.",
         lambda m: m.journal_sync_s,
         buckets=True,
     ),
     Metric(
         "readings_held",
-        "Readings received, and not yet stored, dead-lettered or rejected.",
+        "Readings without an outcome yet.",
         lambda m: m.held,
     ),
     Metric(
@@ -280,7 +280,7 @@ METRICS: Metrics[Ledger] = (
     ),
 )
 OF_BUFFER: Metrics[BufferStats] = (
-    Metric("buffer_rows", "Readings in the buffer, including those on the disk.", lambda b: b.rows),
+    Metric("buffer_rows", "Readings in the buffer, on the disk too.", lambda b: b.rows),
     Metric(
         "buffer_rows_max",
         "Limit of the readings in memory (buffer_rows_max).",
@@ -289,7 +289,7 @@ OF_BUFFER: Metrics[BufferStats] = (
     Metric(
         "buffer_used_ratio", "Share of the buffer in use; if it is 1, posts wait.", lambda b: b.used
     ),
-    Metric("buffer_bytes", "Bytes in memory, including waiting posts.", lambda b: b.size_bytes),
+    Metric("buffer_bytes", "Bytes in memory, with waiting posts.", lambda b: b.size_bytes),
     Metric(
         "buffer_oldest_age_seconds",
         "Age of the oldest post in the buffer.",
@@ -299,13 +299,13 @@ OF_BUFFER: Metrics[BufferStats] = (
 OF_DEAD_LETTERS: Metrics[DeadLetterStats] = (
     Metric(
         "dlq_share_used",
-        "1 while posts of a sender are refused if an item is invalid: its share is used.",
+        "1 while a sender has used its share of the dead letters.",
         lambda d: bool(d.share_used_by),
     ),
     Metric("dlq_bytes", "Bytes of all dead-letter files.", lambda d: d.size_bytes, of_all=True),
     Metric(
         "dlq_readings",
-        "Dead-letter entries that are neither replayed nor discarded.",
+        "Open dead-letter entries.",
         lambda d: d.live,
         of_all=True,
     ),
@@ -317,7 +317,7 @@ OF_DEAD_LETTERS: Metrics[DeadLetterStats] = (
     ),
     Metric(
         "dlq_invalid_full",
-        "1 while posts with an invalid item are refused: the dead letters are half full.",
+        "1 while the dead letters are half full.",
         lambda d: d.invalid_full,
         of_all=True,
     ),

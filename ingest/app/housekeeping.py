@@ -330,14 +330,14 @@ class Housekeeping:
 METRICS: Metrics[Housekeeping] = (
     Metric(
         "partitions",
-        "Partitions of the table of readings, and of declared tables.",
+        "Partitions of all our tables.",
         lambda it: (
             sum(len(each.view.partitions) for each in it.partitioned) if it.partitioned else None
         ),
     ),
     Metric(
         "partition_spans_ahead",
-        "Days or months after the present one that have a partition; of the table with the fewest.",
+        "Days or months ahead that have a partition; the fewest of all tables.",
         lambda it: min((each.view.spans_ahead for each in it.partitioned), default=None),
     ),
     Metric(
@@ -347,17 +347,17 @@ METRICS: Metrics[Housekeeping] = (
     ),
     Metric(
         "table_full_in_seconds",
-        "Time until the table fills the disk of the embedded database.",
+        "Until the embedded database fills its disk.",
         lambda it: it.full_in_s(),
     ),
     Metric(
         "housekeeping_steps_waiting",
-        "Steps of the housekeeping that a person must confirm first.",
+        "Steps of the housekeeping that wait for a person.",
         lambda it: it.waiting,
     ),
     Metric(
         "housekeeping_steps_failed",
-        "Steps that the last run of the housekeeping could not do; 1 if it could not run.",
+        "Steps that the last run could not do; 1 if it could not run.",
         lambda it: it.failed,
     ),
     Metric(

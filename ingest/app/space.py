@@ -332,13 +332,13 @@ METRICS: Metrics[Fill] = (
     ),
     Metric(
         "disk_free_bytes",
-        "Free space of the state folder, at the last check.",
+        "Free space of the state folder.",
         lambda it: it.disk_free_bytes,
         of_all=True,
     ),
     Metric(
         "disk_free_bytes_min",
-        "With less free space posts are refused (disk_free_bytes_min).",
+        "With less, posts are refused (disk_free_bytes_min).",
         lambda it: None if it.disk_free_bytes is None else it.disk_free_bytes_min,
         of_all=True,
     ),

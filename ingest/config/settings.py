@@ -77,14 +77,14 @@ class Settings:
     )
     line_device_tags: str = setting(
         "device_id,device,dev_eui,entity_id,node,uuid,host",
-        "tags of line protocol whose value is the device; the first one that a line has",
+        "tags of line protocol for the device; the first that a line has counts",
     )
     line_prefix: bool = setting(
-        False, "put the name of the database or bucket in front of the metrics of line protocol"
+        False, "begin metrics of line protocol with the name of the database or bucket"
     )
     line_escapes: str = setting(
         "influxdb",
-        "what a backslash is in names of line protocol: questdb reads two of them as one",
+        "backslashes in names of line protocol: questdb reads two as one",
         one_of=("influxdb", "questdb"),
     )
     sources_file: str = setting(
@@ -100,12 +100,12 @@ class Settings:
     )
     connections_max: int = setting(
         20_000,
-        "most open connections; above it a slow or idle one is closed for each new one",
+        "most connections; above it a slow or idle one is closed for each new one",
         within=(1, 1_000_000),
     )
     body_s_max: float = setting(
         10.0,
-        "time for a body to arrive; headers, with a TLS handshake, have no more, and at most 10 s",
+        "time for a body to arrive; headers, with a TLS handshake: the same, at most 10 s",
         within=(2, 600),
     )
     keepalive_s_max: float = setting(
@@ -119,17 +119,17 @@ class Settings:
     tls_key_file: str = setting("", "private key of tls_cert_file, PEM without a password")
     sender_readings_per_s_max: float = setting(
         0.0,
-        "most readings a second of one token (or network, if nobody needs one); 0: no limit",
+        "most readings a second of one token, or of a network without; 0: no limit",
         within=(0, 1e9),
     )
     sender_posts_per_s_max: float = setting(
         0.0,
-        "most posts a second of one token (or network, if nobody needs one); 0: no limit",
+        "most posts a second of one token, or of a network without; 0: no limit",
         within=(0, 1e9),
     )
     sender_connections_max: int = setting(
         0,
-        "most connections of one token (or network, if nobody needs one); 0: no limit",
+        "most connections of one token, or of a network without; 0: no limit",
         within=(0, 1_000_000),
     )
     trusted_proxies: str = setting(
@@ -270,8 +270,7 @@ class Settings:
     )
     partitions_max: int = setting(
         4_000,
-        "most partitions; for late readings half of those that are left are made in a day, without "
-        "one they become dead letters (no_partition)",
+        "most partitions; late readings get half of the rest a day, then wait as dead letters",
         within=(10, 100_000),
     )
     keep_hot: str = setting(

@@ -157,12 +157,12 @@ METRICS: Metrics[BrokerState] = (
     Metric("broker_up", "1 while there is a connection to the broker.", lambda it: it.away_s == 0),
     Metric(
         "stream_altered",
-        "1 while the stream is missing, or is not as it must be.",
+        "1 while the stream is not as it must be.",
         lambda it: bool(it.watch.faults),
     ),
     Metric(
         "stream_removed",
-        "Messages that somebody removed before they were done, as seen by processes.",
+        "Messages that somebody removed before they were done.",
         lambda it: it.watch.removed,
     ),
 )
@@ -171,12 +171,12 @@ OF_STREAM: Metrics[tuple[StreamState, float]] = (
     Metric("stream_bytes", "Bytes of the stream.", lambda it: it[0].size_bytes),
     Metric(
         "stream_bytes_max",
-        "Limit of stream_bytes (stream_bytes_max); then posts are refused.",
+        "Limit of stream_bytes (stream_bytes_max).",
         lambda it: it[0].bytes_max,
     ),
     Metric(
         "stream_messages",
-        "Messages in the stream, including those that are done.",
+        "Messages in the stream, done ones too.",
         lambda it: it[0].messages,
     ),
     Metric(
@@ -186,19 +186,19 @@ OF_STREAM: Metrics[tuple[StreamState, float]] = (
     ),
     Metric(
         "consumer_pending",
-        "Messages that have not been delivered yet.",
+        "Messages not delivered yet.",
         lambda it: {WRITER: it[0].waiting},
         ("consumer",),
     ),
     Metric(
         "consumer_ack_pending",
-        "Messages that have been delivered and are not acknowledged.",
+        "Messages delivered and not acknowledged.",
         lambda it: {WRITER: it[0].pending},
         ("consumer",),
     ),
     Metric(
         "consumer_redelivered",
-        "Messages that were delivered again and are not acknowledged.",
+        "Messages delivered again and not acknowledged.",
         lambda it: {WRITER: it[0].redelivered},
         ("consumer",),
     ),

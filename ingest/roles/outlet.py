@@ -213,7 +213,7 @@ class StreamOutlet(MemoryBuffer):
 METRICS: Metrics[StreamOutlet] = (
     Metric(
         "redeliveries_total",
-        "Messages that came to this process and had been delivered before.",
+        "Messages that had been delivered before.",
         lambda it: it.redeliveries,
     ),
 )

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = (each.name for group in chosen.options.values() for each in group)
         near = meant(unknown[0].partition("=")[0], options)
         known = near if "did you mean" in near else f" (see loadgen {chosen.command} --help)"
-        print(f"loadgen {chosen.command}: there is no {unknown[0]}{known}", file=sys.stderr)
+        again = "" if unknown[0].startswith("-") else "repeat an option for each value: "
+        print(f"loadgen {chosen.command}: {again}there is no {unknown[0]}{known}", file=sys.stderr)
         return 2
     code: int = COMMANDS[chosen.command].main(chosen)
     return code

@@ -124,12 +124,12 @@ class CsvFile:
                     header = cells
                     self._layout(header, header)
                     continue
+                if len(cells) > len(header):
+                    raise ValueError("has more columns than the header: a decimal comma?")
                 layout = layout or self._layout(header, cells)
-                found = layout.items(cells, self.zone)
+                yield number, layout.items(cells, self.zone)
             except (ValueError, csv.Error, IndexError) as error:
                 self._note(number, error)
-            else:
-                yield number, found
         if not header:
             raise CsvError(f"{self.path} has no header: its first line must name the columns")
 
@@ -137,21 +137,20 @@ class CsvFile:
         """Find the columns; `first` is the first line with values. Raises CsvError."""
         at = self._places(header)
         values: dict[int, int | str] = {at[each]: json.dumps(each) for each in at.keys() - ROLES}
-        has_value = "value" in at
         if (self.device_id is None) == ("device" not in at):
             raise CsvError("whose readings are these? --device NAME, or --columns device=COLUMN")
-        if (self.metric is not None) + ("metric" in at) != has_value or (values and has_value):
+        if (self.metric is not None) + ("metric" in at) != ("value" in at) or (
+            "value" in at and values
+        ):
             raise CsvError("a column value needs --metric NAME or a column metric, and no other")
-        if has_value:
+        if "value" in at:
             values = {at["value"]: at.get("metric", json.dumps(self.metric))}
         elif not values:
             others = [place for place in range(len(header)) if place not in at.values()]
-            named = [
-                place for place in others if header[place] and header.count(header[place]) == 1
-            ]
             values = {
-                place: json.dumps(header[place])
-                for place in named
+                place: json.dumps(name)
+                for place, name in enumerate(header)
+                if place in others and name and header.count(name) == 1
                 if not first[place] or _NUMBER.fullmatch(first[place])
             }
             self.not_read = [header[place] for place in others if place not in values]
@@ -159,7 +158,7 @@ class CsvFile:
             time=at["time"],
             device=at.get("device", json.dumps(self.device_id)),
             values=values,
-            is_wide=not has_value,
+            is_wide="value" not in at,
         )
 
     def _places(self, header: list[str]) -> dict[str, int]:

@@ -35,7 +35,11 @@ def _lines(document: Document) -> Iterator[str]:
     )
     committed = ""
     if readings["committed"] is not None:
-        committed = f", {readings['committed']:,} committed by the service"
+        # A process that was restarted has counted what nobody could read any more.
+        committed = (
+            f", {'at least ' if readings['committed'] < readings['accepted'] else ''}"
+            f"{readings['committed']:,} committed by the service"
+        )
     yield (
         f"readings    {readings['offered']:,} offered, {readings['accepted']:,} accepted "
         f"({rates['accepted_readings_per_s']:,.0f}/s), {readings['dead_lettered']:,} dead-lettered"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -21,22 +20,20 @@ from ingest.config.settings import Settings
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.receiver.endpoint import FILE
 from ingest.system.log_events import EVENTS
-from tests.printing.documents import forward_metrics_table, metrics_table, mqtt_metrics_table
+from tests.printing.documents import METRICS
 
 RECORD = Path(__file__).parent / "public_names.json"
 RECORD_ANEW = "python -m tests.house.public_names > tests/house/public_names.json"
 OF_ALL = ("help", "config_file")  # flags that each command has
-_METRIC = re.compile(r"^\| `(ingest_\w+)` \| (\w+) \| ([^|]*) \|", re.MULTILINE)
-_LABEL = re.compile(r"`(\w+)`")
 
 
 def public_names() -> dict[str, list[str]]:
     """Return sorted names of each kind; a metric has its type and labels, a code its status."""
-    tables = metrics_table() + "\n" + forward_metrics_table() + "\n" + mqtt_metrics_table()
     paths = json.loads(FILE.read_text())["paths"]
     metrics = [
-        " ".join([name, kind, *_LABEL.findall(labels)])
-        for name, kind, labels in _METRIC.findall(tables)
+        " ".join(filter(None, (f"ingest_{each.name}", each.kind, label, *each.labels)))
+        for label, listed in METRICS.items()
+        for each in listed
     ]
     found = {
         "commands and flags": [

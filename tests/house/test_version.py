@@ -11,7 +11,7 @@ from tests.support.documents import DOCUMENTS, REPOSITORY
 
 # An image of ours with its tag, its label, or the tag alone in a kustomization.
 _IMAGE = re.compile(r'(?:iot-ingest(?:-archive)?:|newTag: |image\.version=")(\d+\.\d+\.\d+)')
-_PLACES = {"deploy/Dockerfile": 2, "deploy/compose.yaml": 2, "docs/grow/scaling.md": 2}  # at least
+_PLACES = {"deploy/Dockerfile": 2, "deploy/compose.yaml": 2, "docs/run/deploy.md": 2}  # at least
 
 
 def test_every_image_has_the_version_of_the_package() -> None:

@@ -77,7 +77,7 @@ async def test_schema_failure_is_the_databases_sentence_without_password(
     done = await here("schema", "apply", "--database-url", database_url)
     assert done.code == 2
     assert "no column device_id; table readings has no column metric; " in done.stderr
-    assert "\ncreate unique index on public.readings (" in done.stderr
+    assert "\n-- alter table public.readings rename THE_COLUMN to metric; " in done.stderr
     away = "postgresql://me:hunter2@127.0.0.1:1/x"
     done = await here("schema", "show", "--database-url", away)
     assert done.code == 2

@@ -196,6 +196,15 @@ async def test_all_differences_come_with_the_statements_that_end_them(
     assert (row["time"].isoformat(), *row.values())[::4] == ("2020-01-01T12:00:00+00:00", 0.5)
 
 
+async def test_statement_for_a_renamed_column_stands_alone(connection: asyncpg.Connection) -> None:
+    """With its name in it, it is all that is needed: the key was renamed too."""
+    await schema.apply(connection)
+    await connection.execute("alter table readings rename value to val")
+    (statement,) = (await schema.look(connection)).sql
+    await connection.execute(statement.removeprefix("-- ").replace("THE_COLUMN", "val"))
+    assert (await schema.look(connection)).difference is None
+
+
 HARMLESS = [
     "create rule r as on delete to readings do instead nothing",
     """create rule r as on insert to readings do instead nothing;

@@ -251,7 +251,10 @@ async def test_server_that_does_not_sync_is_found_unless_it_is_allowed(
 async def test_broker_that_cannot_be_used_is_one_sentence_without_a_password(
     here: Here, tmp_path: Path, free_port: int
 ) -> None:
-    """Nobody listens; no JetStream; no embedded broker yet."""
+    """A role's user; nobody listens; no JetStream; no embedded broker yet."""
+    done = await here("stream", "show", "--broker-url", "nats://writer:hunter2@127.0.0.1:1")
+    assert done.code == 2
+    assert done.stderr == "ingest: the user writer of broker_url may not do this: use admin\n"
     url = f"nats://me:hunter2@127.0.0.1:{free_port}"
     done = await here("stream", "show", "--broker-url", url)
     assert done.code == 2

@@ -12,8 +12,8 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,15 @@ from ingest.system.log_events import EVENTS
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _PACKAGE = Path(ingest.__file__).parent
 _LOGGER = re.compile(r"(self\.)?_?log$|(\w+\.)?get_logger\(")
-_FIELDS = {"exc_info": "exception"}  # as the line has it
 _REGION = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+# All metrics, by the label that each metric of these processes has.
+METRICS: dict[str, Sequence[Metric[Any]]] = {
+    "": [*exposition.OF_SHOWN, *metrics_and_causes.ALL],
+    "forward": [*forward_tally.METRICS, *service.OF_NOW],
+    "mqtt": [*mqtt_tally.METRICS, *mqtt.OF_NOW],
+}
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -62,44 +69,26 @@ def item_codes_table() -> str:
     return _table(["code", "meaning"], ([f"`{code}`", text] for code, text in ITEM_CODES.items()))
 
 
-def metrics_table() -> str:
-    """Return the table of our metrics, as their parts list them."""
-    return _metrics([*exposition.OF_SHOWN, *metrics_and_causes.ALL])
+def metrics_table(label: str = "") -> str:
+    """Return the table of the metrics of these processes, with their labels."""
+    rows = list[list[str]]()
+    for each in METRICS[label]:
+        labels = ",".join(filter(None, (label, *each.labels)))
+        name = f"`ingest_{each.name}{labels and f'{{{labels}}}'}`"
+        is_histogram = each.kind == "histogram"
+        rows.append([name, f"{each.meaning}{(is_histogram and ' Histogram.') or ''}"])
+    return _table(["metric", "meaning"], rows)
 
 
-def forward_metrics_table() -> str:
-    """Return the table of the metrics of a forwarder."""
-    return _metrics((*forward_tally.METRICS, *service.OF_NOW), "forward")
-
-
-def mqtt_metrics_table() -> str:
-    """Return the table of the metrics of `ingest mqtt`."""
-    return _metrics((*mqtt_tally.METRICS, *mqtt.OF_NOW), "mqtt")
-
-
-def _metrics(listed: Iterable[Metric[Any]], *label: str) -> str:
-    """Return the table of some metrics. `label` is one that all of them have."""
-    rows = (
-        [
-            f"`ingest_{each.name}`",
-            each.kind,
-            ", ".join(f"`{name}`" for name in (*label, *each.labels)),
-            each.meaning,
-        ]
-        for each in listed
-    )
-    return _table(["metric", "type", "labels", "meaning"], rows)
-
-
-def log_calls(folder: Path = _PACKAGE) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield event, level and fields of each call that logs. Raises ValueError without an event."""
+def log_calls(folder: Path = _PACKAGE) -> Iterator[tuple[str, str]]:
+    """Yield event and level of each call that logs. Raises ValueError without an event."""
     for path in sorted(folder.rglob("*.py")):
         yield from _log_calls_in(path.name, path.read_text())
 
 
 @cache  # several tables and tests need them
-def _log_calls_in(name: str, text: str) -> list[tuple[str, str, list[str]]]:
-    found = []
+def _log_calls_in(name: str, text: str) -> list[tuple[str, str]]:
+    found = list[tuple[str, str]]()
     for node in ast.walk(ast.parse(text)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
@@ -108,26 +97,20 @@ def _log_calls_in(name: str, text: str) -> list[tuple[str, str, list[str]]]:
         event = node.args[0]
         if not (isinstance(event, ast.Constant) and isinstance(event.value, str)):
             raise ValueError(f"{name}:{node.lineno}: an event is a constant text")
-        found.append((event.value, node.func.attr, [each.arg or "" for each in node.keywords]))
+        found.append((event.value, node.func.attr))
     return found
 
 
 def log_events_table() -> str:
-    """Return the table of log events: levels and fields as in the code."""
-    levels, fields = dict[str, set[str]](), dict[str, dict[str, None]]()
-    for event, level, named in log_calls():
+    """Return the table of log events: levels as in the code."""
+    levels = dict[str, set[str]]()
+    for event, level in log_calls():
         levels.setdefault(event, set()).add(level)
-        fields.setdefault(event, {}).update(dict.fromkeys(named))
     rows = (
-        [
-            f"`{event}`",
-            ", ".join(sorted(levels[event], key=LEVELS.index)),
-            ", ".join(f"`{_FIELDS.get(each, each)}`" for each in fields[event]),
-            meaning,
-        ]
+        [f"`{event}`", ", ".join(sorted(levels[event], key=LEVELS.index)), meaning]
         for event, meaning in EVENTS.items()
     )
-    return _table(["event", "level", "fields", "meaning"], rows)
+    return _table(["event", "level", "meaning"], rows)
 
 
 def file_systems_table() -> str:
@@ -197,15 +180,15 @@ accounts {{
 """
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "database-kept": database_table,
     "file-systems": file_systems_table,
     "settings": settings_table,
     "problems": problems_table,
     "item-codes": item_codes_table,
     "metrics": metrics_table,
-    "forward-metrics": forward_metrics_table,
-    "mqtt-metrics": mqtt_metrics_table,
+    "forward-metrics": partial(metrics_table, "forward"),
+    "mqtt-metrics": partial(metrics_table, "mqtt"),
     "log-events": log_events_table,
 }
 

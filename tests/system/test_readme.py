@@ -182,7 +182,7 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
         await _shell(dump, folder, env)
         day = time.strftime("%Y-%m-%d", time.gmtime(ts))
         await service.query(f"drop table readings_p{day.replace('-', '')}")
-        (command,) = re.findall(r"on:\n`(\./run housekeeping run --from )[0-9-]+`", OPERATING)
+        (command,) = re.findall(r"on:\s`(\./run housekeeping run --from )[0-9-]+`", OPERATING)
         await _shell(command + day, folder, env)
         new = {**item, "ts": ts + 1_000, "value": 1}
         assert (await service.post(new, ack="committed")).status == 200
@@ -215,7 +215,8 @@ async def test_readme_backup_is_restored_into_a_new_state_folder(open_tmp_path: 
 def test_readme_commands_in_sentences_are_taken_by_the_parser() -> None:
     """Each command of the service in a sentence of the documents can be typed as it stands."""
     checked = set[str]()
-    for path, text in DOCUMENTS.items():
+    runbook = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()
+    for path, text in {**DOCUMENTS, "deploy/RUNBOOK.md": runbook}.items():
         for found in re.findall(r"`(?:\./run|ingest) ([^`]+)`", without_fences(text)):
             if not re.search(r"[.][.]|\b[A-Z]{2,}\b|\||\$", found):  # a place for something
                 words = shlex.split(found)

@@ -22,7 +22,7 @@ from ingest.roles.letters import StreamLetterStore
 from ingest.roles.nats import streams, watch
 from ingest.roles.nats.connection import BrokerConnection, connected
 from ingest.roles.nats.messages import StreamMessages
-from ingest.roles.nats.protocol import DEAD_LETTERS
+from ingest.roles.nats.protocol import DEAD_LETTERS, ROLES
 from ingest.roles.role import (
     configured_address,
     configured_monitors,
@@ -51,6 +51,8 @@ async def broker(settings: Settings, *, may_make: bool = False) -> AsyncIterator
     """
     logs.configure("critical")  # what fails is an error of the command
     if (address := configured_address(settings)) is not None:
+        if address.user in ROLES.keys() - {_ROLE}:
+            raise StartError(f"the user {address.user} of broker_url may not do this: use {_ROLE}")
         async with connected(address, _ROLE) as connection:
             yield Reached(connection, configured_monitors(settings))
         return

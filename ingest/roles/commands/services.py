@@ -29,7 +29,9 @@ UNUSED_BY_GATEWAY = (
     *("stream_keep_s", "forward_lag_bytes_max", "batch_rows", "batch_linger_s", "writers"),
     *("write_method", "connect_s_max", "command_s_max", "schema_check_s"),
     *("retries_max", "wait_s_max"),
-    "dlq_replay_rows_per_s",
+    *("dlq_replay_rows_per_s", "table_schema", "column_ts", "column_device_id", "column_metric"),
+    *("column_value", "partition_span", "partitions_max", "keep_hot", "archive_dir"),
+    *("housekeeping", "housekeeping_url", "housekeeping_url_file", "rollups", "keep_rollups"),
 )
 UNUSED_BY_WRITER = (
     *UNUSED_BY_ROLES,

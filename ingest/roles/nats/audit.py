@@ -293,7 +293,7 @@ class Audit:
 METRICS: Metrics[Audit] = (
     Metric(
         "stream_skipped_total",
-        "Messages that no writer was given, and that cannot be read any more.",
+        "Messages that cannot be read any more: a loss.",
         lambda it: it.skipped,
     ),
 )

@@ -217,7 +217,7 @@ class KeptPlaces:
 METRICS: Metrics[StreamPurge] = (
     Metric(
         "stream_unforwarded_total",
-        "Messages that were removed, though a forwarder that does not run had not sent them.",
+        "Messages removed before a forwarder that does not run had sent them.",
         lambda it: it.unforwarded,
     ),
 )

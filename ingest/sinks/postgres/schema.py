@@ -326,7 +326,9 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
     at = target._replace(schema=found["schema"])
     differs = list(_differences(at, found, columns))
     difference = "; ".join(said for said, _ in differs) or None
-    return Look(at, found["oid"], state, difference, [sql for _, sql in differs if sql])
+    repairs = [sql for _, sql in differs if sql]
+    renames = [each for each in repairs if "THE_COLUMN" in each]  # then the others differ
+    return Look(at, found["oid"], state, difference, renames or repairs)
 
 
 def _differences(target: Target, table: Record, rows: list[Record]) -> Iterator[Difference]:
@@ -399,7 +401,10 @@ def _column_differences(
         if isinstance(target, ColumnTarget):
             yield f"{lacks}: run `ingest schema apply`", ""
         else:
-            yield lacks, f"-- alter table {target.name} rename THE_COLUMN to {shown};"
+            yield (
+                lacks,
+                f"-- alter table {target.name} rename THE_COLUMN to {shown}; -- then look again",
+            )
         return
     type_oid, type_name, full = kind
     using = f"{shown} at time zone 'UTC'" if column["type_oid"] == _LOCAL else f"{shown}::{full}"

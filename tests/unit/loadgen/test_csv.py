@@ -55,6 +55,7 @@ def test_timestamp_in_a_named_zone_gets_the_offset_of_its_season(tmp_path: Path)
         (b"2024-01-01 00:00:00,0x10", "'0x10' is not a number"),
         ("2024-01-01 00:00:00,٣".encode(), "is not a number"),
         (b"2024-01-01 00:00:00", "has too few columns"),
+        (b"2024-01-01 00:00:00,21,5", "has more columns than the header: a decimal comma?"),
         (b'2024-01-01 00:00:00,"1', "is not CSV"),
         (b"2024-01-01 00:00:00,\xff", "is not UTF-8"),
     ],

@@ -162,6 +162,11 @@ def test_every_command_talks_to_the_service_of_this_machine(tmp_path: Path) -> N
     [
         (["rnu"], "loadgen: there is no 'rnu'; did you mean run? (see loadgen --help)"),
         (["run", "--dvices", "3"], "loadgen run: there is no --dvices; did you mean --devices?"),
+        (
+            ["run", "--url", "http://a", "http://b"],
+            "loadgen run: repeat an option for each value: there is no http://b "
+            "(see loadgen run --help)",
+        ),
         (["run", "--zzz"], "loadgen run: there is no --zzz (see loadgen run --help)"),
         (["run", "--dev", "3"], "loadgen run: there is no --dev; did you mean --devices?"),
         (["run", "--admin-url", "h:1"], "h:1 does not begin with http://"),
