@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,32 +257,24 @@ def _time(text: str) -> float:
         ) from None
 
 
-def _days(text: str) -> float:
-    days = _number(text)
-    if not 0 < days <= 3650:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days up to 3650 (or --now)")
-    return days
+def _number(kind: type[float], least: float, most: float, words: str) -> Callable[[str], float]:
+    """Return what reads a number within these bounds."""
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan  # it is in no range
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {words}")
+        return number
+
+    return read
 
 
-def _rate(text: str) -> float:
-    rate = _number(text)
-    if not 0 <= rate <= LIMIT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {LIMIT_MAX:g}")
-    return rate
-
-
-def _number(text: str) -> float:
-    """Return a number, or NaN, which is in no range."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > LIMIT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {LIMIT_MAX:g}")
-    return int(text)
+_rate = _number(float, 0, LIMIT_MAX, f"number from 0 to {LIMIT_MAX:g}")
+_count = _number(int, 0, LIMIT_MAX, f"whole number from 0 to {LIMIT_MAX:g}")
+_days = _number(float, 1e-6, 3650, "number of days up to 3650 (or --now)")
 
 
 NAME = flag("name", metavar="NAME")

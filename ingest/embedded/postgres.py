@@ -42,7 +42,6 @@ from ingest.embedded.server_process import (
     START_S_MAX,
     Launched,
     Server,
-    ServerWords,
     end_process,
     tail_of,
 )
@@ -82,11 +81,6 @@ BUFFERS_MIB_MIN, BUFFERS_MIB_MAX = 64, 1024
 LOOK_S = 0.2  # between two looks whether the socket, or the process that we share with, is there
 
 _log = get_logger("embedded")
-_WORDS = ServerWords(
-    lambda code, pause_s: _log.warning("database_exited", code=code, restart_in_s=pause_s),
-    lambda pid: _log.info("database_restarted", pid=pid),
-    lambda why: _log.error("database_not_restarted", reason=why),
-)
 
 
 class EmbeddedPostgres(Server):
@@ -106,7 +100,7 @@ class EmbeddedPostgres(Server):
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
         folder = folder.resolve()
-        super().__init__(folder, folder / "postgres.log", _WORDS)
+        super().__init__(folder, folder / "postgres.log")
         self._settings = {**SETTINGS, "shared_buffers": shared_buffers(), **(settings or {})}
         self._url = ""
         self._home: Home | None = None

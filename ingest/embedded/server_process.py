@@ -18,12 +18,15 @@ from typing import ClassVar, NamedTuple
 from ingest.model.errors import StartError
 from ingest.system import clock
 from ingest.system.files import Lock
+from ingest.system.logs import get_logger
 from ingest.system.waiting import Backoff
 
 START_S_MAX = 120.0  # it reads its store, or recovers after a crash
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 10.0
 READY_LOOK_S = 0.01
 AGAIN_S = 0.1  # after a start that failed because of something that passes
+
+_log = get_logger("embedded")
 
 Steps = tuple[tuple[signal.Signals, float], ...]
 
@@ -33,14 +36,6 @@ class Launched(NamedTuple):
 
     process: asyncio.subprocess.Process
     said: Callable[[], str]
-
-
-class ServerWords(NamedTuple):
-    """What writes to the log that the server has ended, runs again, or could not be started."""
-
-    exited: Callable[[int | None, float], None]
-    restarted: Callable[[int | None], None]
-    not_restarted: Callable[[str], None]
 
 
 class Server(ABC):
@@ -57,10 +52,9 @@ class Server(ABC):
     in_use_s_max: ClassVar[float]
     end_steps: ClassVar[Steps]
 
-    def __init__(self, folder: Path, log_file: Path, words: ServerWords) -> None:
+    def __init__(self, folder: Path, log_file: Path) -> None:
         self.folder = folder
         self.log_file = log_file
-        self._words = words
         self.lock: Lock | None = None
         self.process: asyncio.subprocess.Process | None = None
         self.stopping = asyncio.Event()
@@ -112,14 +106,20 @@ class Server(ABC):
             try:
                 if self.process is None:
                     await self.launch_again()
-                    self._words.restarted(self.pid)
+                    _log.info("server_restarted", program=self.program, pid=self.pid)
                     continue
                 await self.watch(self.process)
             except Exception as error:  # whatever it is: nobody else would try again
-                self._words.not_restarted(str(error) or repr(error))
+                why = str(error) or repr(error)
+                _log.error("server_not_restarted", program=self.program, why=why)
             pause_s = backoff.next_s()
             if self.process is not None and not self.stopping.is_set() and self.pid is None:
-                self._words.exited(self.process.returncode, round(pause_s, 1))
+                _log.warning(
+                    "server_exited",
+                    program=self.program,
+                    code=self.process.returncode,
+                    restart_in_s=round(pause_s, 1),
+                )
                 self.process = None
 
     async def launch(self) -> None:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 
 from ingest.embedded.programs import DatabaseUser, clean_environment, command
-from ingest.embedded.server_process import Launched, Server, ServerWords, tail_of
+from ingest.embedded.server_process import Launched, Server, tail_of
 from ingest.model.errors import StartError
 from ingest.roles.nats.protocol import ROLES, Address, Permissions, inboxes_of
 from ingest.roles.nats.watch import ask, is_answering
@@ -138,13 +138,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-_WORDS = ServerWords(
-    lambda code, pause_s: _log.warning("broker_exited", code=code, restart_in_s=pause_s),
-    lambda pid: _log.info("broker_restarted", pid=pid),
-    lambda why: _log.error("broker_not_restarted", reason=why),
-)
-
-
 class Published(msgspec.Struct, frozen=True):
     """What other processes of this user need to use the server; only they may read it."""
 
@@ -167,7 +160,7 @@ class EmbeddedBroker(Server):
     def __init__(
         self, folder: Path, program: Path, *, payload_bytes_max: int = PAYLOAD_BYTES_MAX
     ) -> None:
-        super().__init__(folder, folder / "server.log", _WORDS)
+        super().__init__(folder, folder / "server.log")
         self._error_file = folder / "server.err"
         self._program_path = program
         self._payload_bytes_max = payload_bytes_max

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from ingest.model.errors import (
 )
 from ingest.model.reading import REASONS
 from ingest.roles.nats.connection import BrokerConnection
-from ingest.roles.nats.messages import MessagePlace, StoredMessage, StreamMessages
+from ingest.roles.nats.messages import MessagePlace, StoredMessage, StreamMessages, for_each
 from ingest.roles.nats.protocol import (
     DEAD_LETTER_SUBJECT,
     DEAD_LETTERS,
@@ -393,33 +393,21 @@ class StreamBackend:
 
     async def write(self, letters: Mapping[bytes, NewLetter]) -> None:
         """Publish all letters, in order, several at a time; see LetterBackend."""
-        left = iter(letters.items())
-        failed: list[IngestError] = []
-        workers = min(UNDER_WAY_MAX, len(letters))
-        await asyncio.gather(*(self._publish_some(left, failed) for _ in range(workers)))
-        self._since_bytes += sum(len(each.line) + MESSAGE_BYTES for each in letters.values())
-        if failed and isinstance(failed[0], BrokerFull):
-            raise DeadLettersFull(f"the dead letters: {failed[0]}") from failed[0]
-        if failed:
-            raise DeadLettersBroken(f"the dead letters: {failed[0]}") from failed[0]
+        try:
+            await for_each(letters.items(), self._keep)
+        except IngestError as error:
+            kind = DeadLettersFull if isinstance(error, BrokerFull) else DeadLettersBroken
+            raise kind(f"the dead letters: {error}") from error
+        finally:
+            self._since_bytes += sum(len(each.line) + MESSAGE_BYTES for each in letters.values())
 
-    async def _publish_some(
-        self, left: Iterator[tuple[bytes, NewLetter]], failed: list[IngestError]
-    ) -> None:
-        while not failed:
-            async with self._free:
-                key, letter = next(left, (b"", None))
-                if letter is None:
-                    return
-                try:
-                    place = await self._publish(letter)
-                except IngestError as error:
-                    failed.append(error)
-                    return
-                self._places[key] = place
-                self._places.move_to_end(key)
-                if len(self._places) > KNOWN_MAX:
-                    self._places.popitem(last=False)
+    async def _keep(self, new: tuple[bytes, NewLetter]) -> None:
+        key, letter = new
+        async with self._free:
+            self._places[key] = await self._publish(letter)
+        self._places.move_to_end(key)
+        if len(self._places) > KNOWN_MAX:
+            self._places.popitem(last=False)
 
     async def _publish(self, letter: NewLetter) -> MessagePlace:
         """Return the place of the letter's message.

@@ -137,8 +137,7 @@ def main(chosen: argparse.Namespace) -> int:
         parameters={"ack": chosen.ack} if chosen.ack else None,
         token=target.token,
     )
-    began_s = time.monotonic()
-    interrupted = False
+    began_s, interrupted = time.monotonic(), False
     try:
         asyncio.run(_post_all(file, client, chosen.batch, chosen.connections, tally))
     except KeyboardInterrupt:
@@ -150,7 +149,8 @@ def main(chosen: argparse.Namespace) -> int:
     if interrupted:
         print("interrupted: posting the file again stores nothing twice", file=sys.stderr)
         return 130
-    return 0 if tally.accepted == file.rows and not file.bad_rows and not tally.fatal else 1
+    left_out = file.bad_rows or (file.not_read and not file.rows)
+    return 0 if tally.accepted == file.rows and not left_out and not tally.fatal else 1
 
 
 async def _post_all(

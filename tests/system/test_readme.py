@@ -182,7 +182,7 @@ async def test_readme_backup_restores_what_was_deleted_and_keeps_what_is_new(
         await _shell(dump, folder, env)
         day = time.strftime("%Y-%m-%d", time.gmtime(ts))
         await service.query(f"drop table readings_p{day.replace('-', '')}")
-        (command,) = re.findall(r"on:\n`(\./run housekeeping run --from )[0-9-]+`", OPERATING)
+        (command,) = re.findall(r"on:\s`(\./run housekeeping run --from )[0-9-]+`", OPERATING)
         await _shell(command + day, folder, env)
         new = {**item, "ts": ts + 1_000, "value": 1}
         assert (await service.post(new, ack="committed")).status == 200

@@ -139,7 +139,7 @@ async def test_frozen_broker_is_replaced_and_the_posts_wait_for_it(
             (server,) = servers_of(service.pid)
             os.kill(server, signal.SIGSTOP)
             await service.wait_line("broker_frozen")
-            await service.wait_line("broker_restarted")
+            await service.wait_line("server_restarted")
             await asyncio.sleep(1)
         assert devices.faults == []
         assert devices.longest_s < 10

@@ -82,8 +82,7 @@ class FolderLetterStore:
     async def extent(self) -> Extent:
         """Return how many files there are, and their size."""
         files = len(segments(self.folder))
-        size_bytes = folder_bytes(self.folder) if self.folder.exists() else 0
-        return Extent(files, size_bytes, empty=not files)
+        return Extent(files, folder_bytes(self.folder), empty=not files)
 
 
 async def _parts(letters: Iterator[LiveLetter]) -> Parts:

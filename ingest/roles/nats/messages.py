@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
@@ -112,7 +113,7 @@ class StreamMessages:
             if f"Nats-Msg-Id: {each.message_id}\r\n".encode() in headers:
                 there.add(each)
 
-        await _for_each(those, look)
+        await for_each(those, look)
         return there
 
     async def delete(self, places: Iterable[int]) -> None:
@@ -124,7 +125,7 @@ class StreamMessages:
             request = {"seq": place, "no_erase": True}
             await ask(self._connection, subject, request, *NOTHING_TO_DELETE)
 
-        await _for_each(places, delete)
+        await for_each(places, delete)
 
     def _went(self) -> None:
         for reading in self._reading:
@@ -169,14 +170,15 @@ class _Reading:
         return self._found
 
 
-async def _for_each(those: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
+async def for_each(those: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
     """Do some work for each, for several at a time. Raises the first error, at the end."""
-    left = iter(those)
+    left = deque(those)
 
     async def some() -> None:
-        for each in left:  # all of them take from one iterator
-            await work(each)
+        while left:
+            await work(left.popleft())
 
-    outcomes = await asyncio.gather(*(some() for _ in range(REQUESTS_MAX)), return_exceptions=True)
+    several = (some() for _ in range(min(len(left), REQUESTS_MAX)))
+    outcomes = await asyncio.gather(*several, return_exceptions=True)
     for failed in filter(None, outcomes):
         raise failed

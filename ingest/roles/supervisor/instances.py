@@ -223,17 +223,7 @@ class Instances:
         heard = [each.status for each in self if not each.gone]
         for status in sorted(heard, key=lambda each: each.sent_us):
             for name, value in _broker(status).items():
-                known = figures.get(name, 0)
-                if isinstance(value, Mapping) or isinstance(known, Mapping):
-                    figures[name] = value
-                elif name.endswith("_total"):
-                    figures[name] = known + value
-                elif name.endswith("_up") and name in figures:
-                    figures[name] = min(known, value)
-                elif name in AS_THE_WORST:
-                    figures[name] = max(known, value)
-                else:
-                    figures[name] = value
+                figures[name] = _joined(name, figures.get(name), value)
         return figures
 
     def losses(self) -> Figures:
@@ -275,14 +265,20 @@ def _sum(figures: Iterable[Figures]) -> Figures:
     """Return the sum of what ended processes have counted of the broker, and their losses."""
     found: dict[str, float | Mapping[str, float]] = {}
     for name, value in (item for each in figures for item in each.items()):
-        known = found.get(name, 0)
-        if isinstance(value, Mapping) or isinstance(known, Mapping):
-            continue
-        if name.endswith("_total"):
-            found[name] = known + value
-        elif name in LOSSES:
-            found[name] = max(known, value)
+        if not isinstance(value, Mapping) and (name.endswith("_total") or name in LOSSES):
+            found[name] = _joined(name, found.get(name), value)
     return found
+
+
+def _joined(name: str, known: Any, value: Any) -> Any:
+    """Return a figure of several processes: counters as a sum, the others as `broker` says."""
+    if known is None or isinstance(value, Mapping) or isinstance(known, Mapping):
+        return value
+    if name.endswith("_total"):
+        return known + value
+    if name.endswith("_up"):
+        return min(known, value)
+    return max(known, value) if name in AS_THE_WORST else value
 
 
 def _balanced(status: Status) -> Ledger:

@@ -12,14 +12,16 @@ Does not: detach or drop a table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 
+from ingest.sinks.postgres.connection import Connection
 from ingest.system.clock import monotonic_s, sleep, thread_cpu_s
 from ingest.years.archive import files, job, table_rows
 from ingest.years.archive.arrow_rows import NOTHING, Checksum, DamagedRows, Decoder, encoded
@@ -92,14 +94,12 @@ class ParquetArchiver:
         )
         self.folder.check_room(rows_max, 0 if before is None else before.bytes)
         token, hidden = await self._aside(self.folder.new_temporary, name)
-        is_whole = False
-        try:
+        async with AsyncExitStack() as undo:
+            # A full disk needs the room; a killed run leaves it to the next one.
+            undo.push_async_callback(self._aside, self.folder.sweep, name)
             written, got, table = await self._write(source, name, known, before, hidden)
             await self._aside(self.folder.sync_temporary, name, token)
-            is_whole = True
-        finally:
-            if not is_whole:  # a full disk needs the room; a killed run leaves it to the next one
-                await self._aside(self.folder.sweep, name)
+            undo.pop_all()
         found = Contents(
             name,
             source.from_us if before is None else before.from_us,
@@ -241,8 +241,8 @@ class ParquetArchiver:
             if there != size:
                 raise ArchiveFailed(f"{name} has {there:,} bytes; {size:,} were recorded")
 
-    async def verify_alone(self, record: Callable[[], Awaitable[Contents | None]]) -> None:
-        """Verify what `record` returns, while no other process writes to the archive.
+    async def verify_alone(self, connection: Connection, table: str, name: str) -> None:
+        """Verify a span as it is recorded then, while no other process writes to the archive.
 
         Without that a run may replace files between a look at their record and one at them. A move
         that was cut off is completed. Waits for other processes as long as ALONE_S_MAX. Raises
@@ -252,11 +252,10 @@ class ParquetArchiver:
         while True:
             try:
                 with self.folder.locked(make=False):
-                    if (found := await record()) is not None:
-                        await self._aside(
-                            self.folder.move, found.name, found.token, found.file_names
-                        )
-                        await self._aside(self.verify, found)
+                    for found in await job.contents(connection, table):
+                        if found.name == name:
+                            await self._aside(self.folder.move, name, found.token, found.file_names)
+                            await self._aside(self.verify, found)
                     return
             except FolderInUse:
                 if monotonic_s() >= end_s:

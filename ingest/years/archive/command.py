@@ -96,21 +96,15 @@ async def _faults(
     """Read all files; return what is wrong, by partition."""
     faults = {}
     for each in contents:
-        name = each.name
-
-        async def record(name: str = name) -> Contents | None:
-            now = await job.contents(connection, table)
-            return next((each for each in now if each.name == name), None)
-
         try:
             archiver.verify(each)
         except StartError as error:  # or a run has just replaced the files
             try:
-                await archiver.verify_alone(record)
+                await archiver.verify_alone(connection, table, each.name)
             except StartError as again:
-                faults[name] = str(again)
+                faults[each.name] = str(again)
             except OSError:
-                faults[name] = str(error)
+                faults[each.name] = str(error)
     return faults
 
 

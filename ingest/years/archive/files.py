@@ -105,12 +105,11 @@ class ArchiveFolder:
     def _hidden(self, partition: str, token: str) -> Path:
         return self.path / f".{self.stem(partition)}.{token}"
 
-    def sweep(self, partition: str, keep_token: str = "") -> None:
+    def sweep(self, partition: str) -> None:
         """Remove what runs that were cut off have left of this partition."""
-        pattern = re.compile(rf"\.{re.escape(self.stem(partition))}\.([0-9a-f]{{8}})")
+        pattern = re.compile(rf"\.{re.escape(self.stem(partition))}\.[0-9a-f]{{8}}")
         for each in list(self.path.iterdir()):
-            found = pattern.fullmatch(each.name)
-            if found and found[1] != keep_token:
+            if pattern.fullmatch(each.name):
                 shutil.rmtree(each)
 
     def sync_temporary(self, partition: str, token: str) -> None:

@@ -154,6 +154,19 @@ async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_wit
     )  # item 4 is in line 7, since the bad line before it is no item
 
 
+async def test_wide_csv_without_a_number_is_not_all_right(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its numbers have decimal commas: nothing was posted, so nothing is well."""
+    path = tmp_path / "f.csv"
+    path.write_text("timestamp;temp\n2024-01-01 00:00:00;21,5\n")
+    done = await Here(capsys, main)(
+        "csv", path, "--device", "d", "--columns", "time=timestamp", "--url", scripted.url
+    )
+    assert done.code == 1
+    assert "not read (no number in the first line): temp" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

@@ -203,16 +203,12 @@ async def _make_group(connection: Connection, view: View, spans: Sequence[TimeSp
         )
         space = await connection.fetchval(_TABLESPACE, view.oid)
         names = await _wanted_names(connection, view, spans)
-        if names:
-            # All tables first: after each attachment the server reads all bounds of the parent.
-            tables = [_make(view, name, space) for name in names]
-            attached = [_attach(view, *each) for each in zip(names, spans, strict=True)]
-            await connection.execute("; ".join(tables + attached))
-        else:
-            for bounds in spans:
-                names.append(await _free_name(connection, view, bounds))
-                made = _make(view, names[-1], space)
-                await connection.execute(f"{made}; {_attach(view, names[-1], bounds)}")
+        # Two may get the same free name: that is an error, and each is made by itself.
+        names = names or [await _free_name(connection, view, each) for each in spans]
+        # All tables first: after each attachment the server reads all bounds of the parent.
+        tables = [_make(view, name, space) for name in names]
+        attached = [_attach(view, *each) for each in zip(names, spans, strict=True)]
+        await connection.execute("; ".join(tables + attached))
         known = await registry.make(connection, view.table, view.owner)
         entries = {
             registry.PARTITION + name: bounds_entry(*bounds)
