@@ -26,6 +26,7 @@ ROWS = (  # what is sent, our contender, the peer with the same readings
     ),
 )
 SHOWN = ("readings/s", "p50 ms", "p99 ms", "CPU µs a reading", "PostgreSQL")  # of COLUMNS
+OTHERS = ("PostgreSQL's CPU µs", "InfluxDB 1.x, readings/s", "its CPU µs")
 SIZES = (
     ("A reading of these hosts in `readings` takes {} bytes with its key", MANY),
     ("One of Telegraf in a table with columns takes {} bytes", "columns_telegraf"),
@@ -44,8 +45,7 @@ def speed(lines: Sequence[Line]) -> str:
     line = max(reversed(lines), key=lambda each: len(_rows(each)), default=None)
     if line is None or not (rows := _rows(line)):
         return NOT_YET
-    head = ("`ack=durable`", *SHOWN, "InfluxDB 1.x, readings/s", "its CPU µs")
-    head = tuple({"PostgreSQL": "PostgreSQL's CPU µs"}.get(each, each) for each in head)
+    head = ("`ack=durable`", *SHOWN[:-1], *OTHERS)
     how = (
         f"Measured on {machine_of(line)}: {when(line)}; medians. Driver, service, PostgreSQL and "
         "InfluxDB share this machine, and all connections post as fast as they get answers. "
