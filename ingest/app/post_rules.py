@@ -11,19 +11,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ingest.access.token_file import TokenFile
 from ingest.access.tokens import OPEN, TOKEN, is_open
 from ingest.config.declared_tables import make_tables
-from ingest.config.named_files import listed_entries, state_dir
+from ingest.config.named_files import state_dir, take_entries
 from ingest.config.settings import Settings
-from ingest.config.values import full_path, moment_us, nearest
+from ingest.config.values import full_path, moment_us
 from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue, LetterBackend
-from ingest.formats.mapped.source import KEYS, Source, SourceFault, compile_source
+from ingest.formats.mapped.source import KEYS, Source, compile_source
 from ingest.formats.post import Rules
 from ingest.http.clients import is_loopback
-from ingest.model.errors import ConfigError
+from ingest.model.errors import KeyFault
 from ingest.system.words import command_words
 
 
@@ -46,23 +47,19 @@ def make_sources(settings: Settings) -> Mapping[str, Source]:
     sources: dict[str, Source] = {}
     if not settings.sources_file:
         return MappingProxyType(sources)
-    path, entries = listed_entries(settings.sources_file, "source")
     pages: dict[str, str] = {}
-    for number, table in enumerate(entries, 1):
-        name = table.get("name") or table.get("preset")
-        where = f"{path}, source {number}" + (f" ({name!r:.80})" if name else "")
-        try:
-            source = compile_source(table)
-        except SourceFault as fault:
-            near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
-            raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
+
+    def take(table: dict[str, Any]) -> None:
+        source = compile_source(table)
         if source.name in sources:
-            raise ConfigError(f"{where}, key name: it is the name of an earlier source, too")
+            raise KeyFault("name", "it is the name of an earlier source, too")
         sources[source.name] = source
         for page in (*source.paths, *source.ignored_paths):
             if page in pages:
-                raise ConfigError(f"{where}, key path: {pages[page]} has {page}, too")
+                raise KeyFault("path", f"{pages[page]} has {page}, too")
             pages[page] = source.name
+
+    take_entries(settings.sources_file, "source", KEYS, take)
     return MappingProxyType(sources)
 
 

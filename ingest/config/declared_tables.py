@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ingest.config.named_files import listed_entries
+from ingest.config.named_files import take_entries
 from ingest.config.settings import Settings
 from ingest.config.values import check_name, full_path, moment_us, nearest
-from ingest.model.errors import ConfigError
+from ingest.model.errors import ConfigError, KeyFault
 from ingest.model.moments import COLUMNS_MAX, reading_bytes_max
 from ingest.model.reading import name_fault
 from ingest.model.tables import ALL_READINGS, NO_TABLES, ColumnTable, Tables, stem_of
@@ -54,14 +54,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Fault(ValueError):
-    """A key of an entry is wrong: `key`, and what to do about it."""
-
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
-        self.key = key
-
-
 def make_tables(settings: Settings) -> Tables:
     """Return the declared tables. Raises ConfigError."""
     if not settings.tables_file:
@@ -90,21 +82,17 @@ def declared_tables(named: str, readings: str) -> Iterable[ColumnTable]:
 
     Raises ConfigError.
     """
-    path, entries = listed_entries(named, "table")
     tables: dict[str, ColumnTable] = {}
     owners: dict[str, str] = {}  # the table of each metric
-    for number, entry in enumerate(entries, 1):
-        name = entry.get("name") or entry.get("preset")
-        where = f"{path}, table {number}" + (f" ({name!r:.80})" if name else "")
-        try:
-            table = _compiled(entry)
-            if table.name == readings or is_ours(table.name):
-                raise _Fault("name", f"{table.name!r} is taken; choose another one")
-            _claim(table, owners)
-            tables[table.name] = _joined(tables.get(table.name), table)
-        except _Fault as fault:
-            near = "" if fault.key in KEYS else nearest(fault.key, KEYS)
-            raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None
+
+    def take(entry: dict[str, Any]) -> None:
+        table = _compiled(entry)
+        if table.name == readings or is_ours(table.name):
+            raise KeyFault("name", f"{table.name!r} is taken; choose another one")
+        _claim(table, owners)
+        tables[table.name] = _joined(tables.get(table.name), table)
+
+    take_entries(named, "table", KEYS, take)
     return tables.values()
 
 
@@ -117,18 +105,18 @@ def _compiled(entry: Mapping[str, Any]) -> ColumnTable:
     """Return the table of one entry."""
     for key in entry:
         if key not in KEYS:
-            raise _Fault(key, f"there is no such key; there are {', '.join(KEYS)}")
+            raise KeyFault(key, f"there is no such key; there are {', '.join(KEYS)}")
     preset = entry.get("preset", "")
     if not isinstance(preset, str) or (preset and preset not in PRESETS):
         near = nearest(str(preset), PRESETS)
-        raise _Fault("preset", f"there is no {preset!r}; there are {', '.join(PRESETS)}{near}")
+        raise KeyFault("preset", f"there is no {preset!r}; there are {', '.join(PRESETS)}{near}")
     keys = {**PRESETS.get(preset, {}), **entry}
     if "metrics" in keys and ("measurement" in keys or "fields" in keys):
-        raise _Fault("metrics", "write either `metrics`, or `measurement` and `fields`")
+        raise KeyFault("metrics", "write either `metrics`, or `measurement` and `fields`")
     of_lines = "fields" in keys or "measurement" in keys
     measurement = _text(keys, "measurement") if of_lines else ""
     if of_lines and not _NO_TAGS.fullmatch(measurement):
-        raise _Fault("measurement", r"write a comma as `\,` and a backslash as `\\`")
+        raise KeyFault("measurement", r"write a comma as `\,` and a backslash as `\\`")
     columns = _columns(keys, "fields" if of_lines else "metrics", measurement)
     return ColumnTable(_name(keys), measurement, columns, (_since_us(keys),) * len(columns))
 
@@ -136,7 +124,7 @@ def _compiled(entry: Mapping[str, Any]) -> ColumnTable:
 def _text(keys: Mapping[str, Any], key: str) -> str:
     text = keys.get(key)
     if not isinstance(text, str) or not text:
-        raise _Fault(key, "write a text that is not empty")
+        raise KeyFault(key, "write a text that is not empty")
     return text
 
 
@@ -145,7 +133,7 @@ def _name(keys: Mapping[str, Any]) -> str:
     try:
         check_name(name)
     except ValueError as error:
-        raise _Fault("name", f"{name!r:.80} {error}") from None
+        raise KeyFault("name", f"{name!r:.80} {error}") from None
     return name
 
 
@@ -153,12 +141,12 @@ def _columns(keys: Mapping[str, Any], key: str, measurement: str) -> tuple[str, 
     """Return the columns of an entry: names of PostgreSQL, each of a metric that can be posted."""
     columns = keys.get(key)
     if not isinstance(columns, list) or not columns:
-        raise _Fault(key, 'write a list of names, as in ["temperature", "humidity"]')
+        raise KeyFault(key, 'write a list of names, as in ["temperature", "humidity"]')
     for each in columns:
         if not isinstance(each, str):
-            raise _Fault(key, f"{each!r:.80} is not a text")
+            raise KeyFault(key, f"{each!r:.80} is not a text")
         if fault := column_fault(each, measurement):
-            raise _Fault(key, fault)
+            raise KeyFault(key, fault)
     return tuple(columns)
 
 
@@ -179,7 +167,7 @@ def column_fault(column: str, measurement: str) -> str:
 def _since_us(keys: Mapping[str, Any]) -> int:
     """Return the time from which on the columns take readings."""
     if "since" not in keys:
-        raise _Fault(
+        raise KeyFault(
             "since",
             "it is missing: the time from which on these columns are used, such as "
             "2026-12-01T00:00:00Z. Readings before it stay in the table of readings",
@@ -187,7 +175,7 @@ def _since_us(keys: Mapping[str, Any]) -> int:
     try:
         return moment_us(str(keys["since"]))
     except ValueError:
-        raise _Fault(
+        raise KeyFault(
             "since",
             f"{str(keys['since'])!r:.80} is no time with a zone: write it as in "
             "2026-12-01T00:00:00Z, with the Z",
@@ -200,7 +188,7 @@ def _claim(table: ColumnTable, owners: dict[str, str]) -> None:
     for column in table.columns:
         metric = table.stem(column)
         if metric in owners:
-            raise _Fault(
+            raise KeyFault(
                 key,
                 f"the metric {metric!r} has a column of {owners[metric]} already; "
                 "leave it out here",
@@ -214,12 +202,12 @@ def _joined(earlier: ColumnTable | None, table: ColumnTable) -> ColumnTable:
         joined = table
     elif earlier.measurement != table.measurement:
         of = f"the measurement {earlier.measurement}" if earlier.measurement else "metrics"
-        raise _Fault("name", f"an earlier entry of this table is of {of}")
+        raise KeyFault("name", f"an earlier entry of this table is of {of}")
     else:
         joined = earlier._replace(
             columns=earlier.columns + table.columns, since_us=earlier.since_us + table.since_us
         )
     if len(joined.columns) > COLUMNS_MAX:
         key = "fields" if table.measurement else "metrics"
-        raise _Fault(key, f"the table has more than {COLUMNS_MAX} columns")
+        raise KeyFault(key, f"the table has more than {COLUMNS_MAX} columns")
     return joined

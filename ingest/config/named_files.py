@@ -9,14 +9,14 @@ Does not: know what an entry means (formats/mapped/source.py, config/declared_ta
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ingest.config.origins import read_toml
 from ingest.config.settings import Settings
-from ingest.config.values import full_path
-from ingest.model.errors import ConfigError
+from ingest.config.values import full_path, nearest
+from ingest.model.errors import ConfigError, KeyFault
 
 ENTRIES_MAX = 200  # of such a file
 
@@ -54,8 +54,13 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return base / "iot-ingest"
 
 
-def listed_entries(named: str, what: str) -> tuple[Path, list[dict[str, Any]]]:
-    """Return the path of a file of lists, and its entries `[[what]]`. Raises ConfigError."""
+def take_entries(
+    named: str, what: str, keys: Collection[str], take: Callable[[dict[str, Any]], None]
+) -> None:
+    """Call `take` with each entry `[[what]]` of a file of lists. It may raise KeyFault.
+
+    Raises ConfigError, which names the entry. `keys` are those that an entry may have.
+    """
     path = full_path(named)
     written = read_toml(path, f"{what}s")
     other = next((name for name in written if name != what), None)
@@ -68,4 +73,11 @@ def listed_entries(named: str, what: str) -> tuple[Path, list[dict[str, Any]]]:
         raise ConfigError(f"{path}: write [[{what}]] with two brackets before each {what}")
     if len(entries) > ENTRIES_MAX:
         raise ConfigError(f"{path} has more than {ENTRIES_MAX} {what}s")
-    return path, entries
+    for number, entry in enumerate(entries, 1):
+        try:
+            take(entry)
+        except KeyFault as fault:
+            name = entry.get("name") or entry.get("preset")
+            where = f"{path}, {what} {number}" + (f" ({name!r:.80})" if name else "")
+            near = "" if fault.key in keys else nearest(fault.key, keys)
+            raise ConfigError(f"{where}, key {fault.key}: {fault}{near}") from None

@@ -77,6 +77,13 @@ class Post(Struct, frozen=True, gc=False):
     allows: Callable[[str], bool] | None = None
     device: str = ""
 
+    def ts_fault(self, ts_us: int) -> tuple[str, str] | None:
+        """Return why no reading may have this time: a code, and words behind the time."""
+        if ts_us < self.rules.ts_min_us:
+            return "ts_too_old", "is before the oldest time that is accepted"
+        is_ahead = ts_us > self.received_us + self.rules.ts_ahead_us_max
+        return ("ts_in_future", "is too far ahead of now") if is_ahead else None
+
 
 class Decoded(NamedTuple):
     """What a decoder returns. `block` is None if no reading is valid.

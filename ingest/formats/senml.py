@@ -193,10 +193,8 @@ class _Pack:
             raise _Bad("t", ts_us[0])
         if ts_us < RELATIVE_US:
             ts_us += post.received_us
-        if ts_us < post.rules.ts_min_us:
-            raise _Bad("t", "ts_too_old")
-        if ts_us > post.received_us + post.rules.ts_ahead_us_max:
-            raise _Bad("t", "ts_in_future")
+        if fault := post.ts_fault(ts_us):
+            raise _Bad("t", fault[0])
         return ts_us
 
     def _name(self, whole_name: str, unit: str, kinds: Iterable[str]) -> tuple[str, str]:

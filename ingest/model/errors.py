@@ -17,6 +17,14 @@ class ConfigError(IngestError):
     """A setting is wrong. The text names the setting that the operator has to correct."""
 
 
+class KeyFault(ValueError):
+    """A key of an entry in a file of lists is wrong: `key`, and what to do about it."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
 class StartError(IngestError):
     """The service cannot start. The text says why, and what to do."""
 

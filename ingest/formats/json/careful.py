@@ -233,10 +233,8 @@ def _ts_us(fields: dict[str, Any], post: Post, faults: list[Fault]) -> int:
     if not isinstance(ts_us, int):
         faults.append(("ts", ts_us[0], None))
         return 0
-    if ts_us < post.rules.ts_min_us:
-        faults.append(("ts", "ts_too_old", None))
-    elif ts_us > post.received_us + post.rules.ts_ahead_us_max:
-        faults.append(("ts", "ts_in_future", None))
+    if fault := post.ts_fault(ts_us):
+        faults.append(("ts", fault[0], None))
     return ts_us
 
 

@@ -246,10 +246,8 @@ class LineReader:
         ts_us = stamp_us(stamp, post.precision)
         if not isinstance(ts_us, int):
             return ts_us
-        if ts_us < post.rules.ts_min_us:
-            return "ts_too_old", f"{_text(stamp)} is before the oldest time that is accepted"
-        if ts_us > post.received_us + post.rules.ts_ahead_us_max:
-            return "ts_in_future", f"{_text(stamp)} is too far ahead of now"
+        if fault := post.ts_fault(ts_us):
+            return fault[0], f"{_text(stamp)} {fault[1]}"
         return ts_us
 
     def _read_field(self, name: bytes, text: bytes) -> Fault | None:

@@ -341,10 +341,8 @@ class DocumentReader:
             ts_us = time_us(value, self._source.unit, self._source.zone)
         if not isinstance(ts_us, int):
             code, message = ts_us
-        elif ts_us < post.rules.ts_min_us:
-            code, message = "ts_too_old", "the time is before the oldest time that is accepted"
-        elif ts_us > post.received_us + post.rules.ts_ahead_us_max:
-            code, message = "ts_in_future", "the time is too far ahead of now"
+        elif fault := post.ts_fault(ts_us):
+            code, message = fault[0], f"the time {fault[1]}"
         else:
             return ts_us
         self.found.fault("time", code, message)

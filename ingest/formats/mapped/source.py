@@ -2,7 +2,7 @@
 
 A table may name one of PRESETS, the mappings for well-known senders; a key of the table replaces
 that of the preset.
-Promises: a wrong table raises SourceFault, which names the key and what to write instead.
+Promises: a wrong table raises KeyFault, which names the key and what to write instead.
 Does not: read a document (rows.py), or the file with the tables.
 """
 
@@ -24,6 +24,7 @@ from ingest.formats.mapped.paths import (
     compile_text,
     parts_of,
 )
+from ingest.model.errors import KeyFault
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RESERVED = ("readings", "line")  # what the scope of a token calls other pages
@@ -40,14 +41,6 @@ _HOLE = re.compile(r"\{(\w+)\}")
 _HOLES = re.compile(r"\{([^{}]+)\}")
 _FOR_READING = ("rows", "device", "time", "values", "metric", "value", "tags", "when")
 _KEPT_MAX = 4_096  # names that `wants` has judged
-
-
-class SourceFault(ValueError):
-    """A key of a table is wrong: `key`, and what to do about it."""
-
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
-        self.key = key
 
 
 class Members(NamedTuple):
@@ -99,7 +92,7 @@ class Source(NamedTuple):
 
 
 def compile_source(table: Mapping[str, Any]) -> Source:
-    """Compile one table. Raises SourceFault."""
+    """Compile one table. Raises KeyFault."""
     return _Table(table).compiled()
 
 
@@ -116,10 +109,10 @@ class _Table:
     def __init__(self, table: Mapping[str, Any]) -> None:
         preset = table.get("preset", "")
         if not isinstance(preset, str) or (preset and preset not in PRESETS):
-            raise SourceFault("preset", f"there is no {preset!r}; there are {', '.join(PRESETS)}")
+            raise KeyFault("preset", f"there is no {preset!r}; there are {', '.join(PRESETS)}")
         for key in table:
             if key not in KEYS:
-                raise SourceFault(key, f"there is no such key; there are {', '.join(KEYS)}")
+                raise KeyFault(key, f"there is no such key; there are {', '.join(KEYS)}")
         self._preset = preset
         base = PRESETS.get(preset, {})
         self._keys = {"name": preset, **base, **table}
@@ -129,7 +122,7 @@ class _Table:
         devices = self._texts("device") or self._default_device(paths)
         has_value = "value" in self._keys
         if has_value and not ("metric" in self._keys and "values" in self._keys):
-            raise SourceFault("value", "it needs `values` (where the entries are) and `metric`")
+            raise KeyFault("value", "it needs `values` (where the entries are) and `metric`")
         unit = self._unit()
         tags, value_paths = self._texts("tags"), self._texts("values") or ["."]
         return Source(
@@ -162,9 +155,9 @@ class _Table:
     def _name(self) -> str:
         name = self._keys.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise SourceFault("name", "write letters, digits, `-`, `_` and points, at most 64")
+            raise KeyFault("name", "write letters, digits, `-`, `_` and points, at most 64")
         if name in RESERVED:
-            raise SourceFault("name", f"{name!r} is what tokens call another page; take another")
+            raise KeyFault("name", f"{name!r} is what tokens call another page; take another")
         return name
 
     def _texts(self, key: str) -> list[str]:
@@ -173,14 +166,14 @@ class _Table:
         texts = [given] if isinstance(given, str) else given
         is_right = isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)
         if not is_right or (key in self._keys and not texts):
-            raise SourceFault(key, "write a text, or a list of texts that are not empty")
+            raise KeyFault(key, "write a text, or a list of texts that are not empty")
         return list(texts)
 
     def _compiled(self, key: str, texts: Sequence[str], one: Callable[[str], Read]) -> Read:
         try:
             return compile_first(texts, one)
         except ValueError as error:
-            raise SourceFault(key, str(error)) from None
+            raise KeyFault(key, str(error)) from None
 
     def _read(self, key: str, one: Callable[[str], Read]) -> Read | None:
         return self._compiled(key, self._texts(key), one) if key in self._keys else None
@@ -195,11 +188,11 @@ class _Table:
         for path in paths:
             names = _HOLE.findall(path)
             if not _PATH.fullmatch(path) or _HOLE.sub("", path).strip("/") == "":
-                raise SourceFault(key, f"{path!r} is no path: write it as in /my/{{device}}/data")
+                raise KeyFault(key, f"{path!r} is no path: write it as in /my/{{device}}/data")
             if "{" in _HOLE.sub("", path) or "}" in _HOLE.sub("", path):
-                raise SourceFault(key, f"{path!r} has a brace without its partner")
+                raise KeyFault(key, f"{path!r} has a brace without its partner")
             if len(set(names)) < len(names) or any(name[0].isdigit() for name in names):
-                raise SourceFault(key, f"{path!r} has a name twice, or one that is a number")
+                raise KeyFault(key, f"{path!r} has a name twice, or one that is a number")
         return tuple(paths)
 
     def _rows(self) -> Members | None:
@@ -207,7 +200,7 @@ class _Table:
             return None
         text = self._keys["rows"]
         if not isinstance(text, str) or text[-2:] not in ("[]", "{}"):
-            raise SourceFault("rows", "write a path that ends in [] (a list) or {} (an object)")
+            raise KeyFault("rows", "write a path that ends in [] (a list) or {} (an object)")
         return self._each("rows", text)
 
     def _each(self, key: str, text: str) -> Members:
@@ -218,23 +211,23 @@ class _Table:
             plain = path[:1] not in ("^", "$", ".")
             parts = tuple(parts_of(path, path)) if path and plain else () if not path else None
         except ValueError as error:
-            raise SourceFault(key, str(error)) from None
+            raise KeyFault(key, str(error)) from None
         return Members(read, each, parts)
 
     def _values(self, text: str, has_value: bool) -> Members | Read:
         if text[-2:] not in ("[]", "{}"):
             return self._compiled("values", [text], compile_path)
         if not has_value:
-            raise SourceFault("values", f"{text!r} names entries: it needs `metric` and `value`")
+            raise KeyFault("values", f"{text!r} names entries: it needs `metric` and `value`")
         return self._each("values", text)
 
     def _unit(self) -> str | None:
         unit = self._keys.get("time_unit")
         if unit is not None and unit not in UNITS:
-            raise SourceFault("time_unit", f"{unit!r:.80} is none of {', '.join(UNITS)}")
+            raise KeyFault("time_unit", f"{unit!r:.80} is none of {', '.join(UNITS)}")
         for key in ("time_unit", "zone"):
             if key in self._keys and "time" not in self._keys:
-                raise SourceFault(key, "it needs `time`, the path of the time")
+                raise KeyFault(key, "it needs `time`, the path of the time")
         return unit
 
     def _zone(self) -> tzinfo:
@@ -244,7 +237,7 @@ class _Table:
         try:
             return zoneinfo.ZoneInfo(self._keys["zone"])
         except (TypeError, ValueError, LookupError, OSError):
-            raise SourceFault(
+            raise KeyFault(
                 "zone",
                 f"this machine knows no time zone {self._keys['zone']!r:.80}: write one like "
                 "Europe/Berlin, or install tzdata",
@@ -263,13 +256,13 @@ class _Table:
     def _flag(self, key: str) -> bool:
         flag = self._keys.get(key, False)
         if not isinstance(flag, bool):
-            raise SourceFault(key, "write true or false")
+            raise KeyFault(key, "write true or false")
         return flag
 
     def _when(self) -> tuple[tuple[Read, tuple[Any, ...] | None], ...]:
         given = self._keys.get("when", {})
         if not isinstance(given, Mapping):
-            raise SourceFault("when", 'write { path = "value" }, or a list of values')
+            raise KeyFault("when", 'write { path = "value" }, or a list of values')
         return tuple(self._condition(path, values) for path, values in given.items())
 
     def _condition(self, path: str, values: Any) -> tuple[Read, tuple[Any, ...] | None]:
@@ -278,7 +271,7 @@ class _Table:
             return read, None
         listed = values if isinstance(values, list) else [values]
         if not listed or not all(isinstance(each, str | int | float) for each in listed):
-            raise SourceFault("when", f"the values of {path!r} are texts, numbers, true or false")
+            raise KeyFault("when", f"the values of {path!r} are texts, numbers, true or false")
         return read, tuple(listed)
 
     def _all_texts(self) -> list[str]:

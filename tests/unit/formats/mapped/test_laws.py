@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.formats.mapped.body import MapPost, begin, decode, decode_item
-from ingest.formats.mapped.source import SourceFault, compile_source
+from ingest.formats.mapped.source import compile_source
 from ingest.formats.post import Points, Post
 from ingest.model.block import decode_rows
-from ingest.model.errors import Refused
+from ingest.model.errors import KeyFault, Refused
 from tests.support.examples import examples
 from tests.support.map_oracle import Oracle
 from tests.support.map_oracle_bodies import parsed
@@ -192,7 +192,7 @@ def test_any_table_is_compiled_or_its_key_is_named(table: dict[str, Any]) -> Non
     """A table that compiles never fails with a document."""
     try:
         source = compile_source({"name": "s", **table})
-    except SourceFault as fault:
+    except KeyFault as fault:
         keys = {*table, "name", "values", "metric", "time"}
         if fault.key not in keys:
             raise

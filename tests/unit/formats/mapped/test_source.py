@@ -12,11 +12,11 @@ import pytest
 
 from ingest.formats.mapped.body import HINTED_MAX, MapPost, begin, decode, decode_item
 from ingest.formats.mapped.rows import HINTS_MAX, STEP_PARTS
-from ingest.formats.mapped.source import SourceFault, compile_source
+from ingest.formats.mapped.source import compile_source
 from ingest.formats.post import Post
 from ingest.formats.timestamp import text_us
 from ingest.model.block import decode_rows
-from ingest.model.errors import Refused
+from ingest.model.errors import KeyFault, Refused
 from tests.support.decode_cost import Cost, least_cost
 from tests.support.posts import NOW_US, RULES
 
@@ -73,7 +73,7 @@ def test_wrong_table_names_its_key_and_what_to_write(
     table: dict[str, Any], key: str, why: str
 ) -> None:
     """Before any post comes."""
-    with pytest.raises(SourceFault, match=why) as raised:
+    with pytest.raises(KeyFault, match=why) as raised:
         compile_source({**BASE, **table})
     assert raised.value.key == key
 
