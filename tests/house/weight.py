@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2100,
-    "tests": 47915,
+    "tests": 47923,
     "loadgen": 4573,
-    "benchmarks": 2630,
+    "benchmarks": 2634,
 }
 ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
 

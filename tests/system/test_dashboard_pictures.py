@@ -1,7 +1,7 @@
 """The pictures of the dashboard, made from a real service and a real fleet, by one command.
 
 `INGEST_TEST_SCREENSHOTS=FOLDER ./run test-long tests/system/test_dashboard_pictures.py` takes some
-seven minutes, so that the curves are long enough. It writes every state in three widths, light and
+six minutes, so that the curves are long enough. It writes every state in three widths, light and
 dark, into FOLDER, and the few that texts show into docs/pictures/ (small, if there is ImageMagick).
 An ordinary run takes seconds, writes to the temporary folder, and checks what no picture may show:
 a text that leaves its place or wraps, a chart alone, red at a start.
@@ -32,8 +32,8 @@ from tests.system.service import REPOSITORY, Service, environment
 
 FOR_DOCS = os.environ.get("INGEST_TEST_SCREENSHOTS", "")
 PICTURES = REPOSITORY / "docs" / "pictures"
-RUN_S = 240 if FOR_DOCS else 2
-TROUBLE_S = 20 if FOR_DOCS else 1
+RUN_S = 180 if FOR_DOCS else 2
+TROUBLE_S = 15 if FOR_DOCS else 1
 FLEET = ("--devices", "600", "--batch", "1x75,10x20,60x5", "--gzip")
 ODD = ("--duplicates", "2%", "--poison", "0.02%", "--arrivals", "poisson", "--seed", "7")
 SHAPE = ("--shape", "burst:110,260,70,25")
@@ -124,10 +124,10 @@ async def greenhouse(service: Service) -> AsyncIterator[None]:
         posting.cancel()
 
 
-async def take_start(browser: Browser, folder: Path, url: str) -> None:
-    """Take the page of a service without a database, which starts, and of one without readings."""
+async def take_start(browser: Browser, folder: Path, url: str, state: Path) -> None:
+    """Take the page of a service without a reading, and with its first device."""
     settings: Any = {"database_url": url, "database_unsafe": True}
-    async with Service(folder / "fresh", **settings) as service:
+    async with Service(state, **settings) as service:
         seen = await watched(browser, service.admin_url, opened=service.info.page)
         await seen.wait_text("#state-text", "No reading has come yet")
         assert await seen.page.evaluate(RED) == 0
@@ -201,7 +201,7 @@ async def test_pictures_of_the_dashboard(
     socket = f"{query['host'][0]}/.s.PGSQL.{query['port'][0]}"
     async with FaultyProxy.to_unix(socket) as line, chromium() as browser:
         url = f"postgresql://postgres@127.0.0.1:{line.port}{urlsplit(readings_url).path}"
-        await take_start(browser, folder, url)
+        await take_start(browser, folder, url, tmp_path / "fresh")
         async with (
             Service(tmp_path / "state", database_url=url, database_unsafe=True) as service,
             fleet(service.url, *ODD, *SHAPE),

@@ -99,6 +99,11 @@ async def test_page_lists_the_processes_and_what_waits_in_the_stream(tmp_path: P
         await seen.wait_text("#instance-list [data-level=warn]", "no database")
         gateway.ready = {"state": "accepting", "cause": "", "reason": ""}
         await seen.wait_text("#state-word", "The database is away")
+        gateway.ready = {"state": "starting", "cause": "starting", "reason": "starting"}
+        await seen.wait_text("#state[data-level=off]", "Starting", within_s=15)  # it is replaced
+        await seen.wait_text("#instance-list [data-level=off]", "starting")
+        gateway.ready = {"state": "accepting", "cause": "", "reason": ""}
+        await seen.wait_text("#state-word", "The database is away")
         machine.rig.up.instances.gone("gateway-1", machine.processes.pop("gateway-1").pid)
         await seen.wait_text("#instance-list [data-level=bad]", "has not reported for")
         for width, scheme in ((1280, "dark"), (390, "light")):

@@ -125,6 +125,7 @@ export class Chart {
     const labels = [];
     for (let at = 0; bottom + at * step <= top + step / 1e3 && at < 12; at++) labels.push([bottom + at * step, tell(bottom + at * step)]);
     this.left = Math.ceil(Math.max(28, ...labels.map(([, text]) => pen.measureText(text).width))) + 8;
+    if (this.floating) this.left = board.left = Math.max(this.left, board.left ?? 0); // one time axis for all
     pen.lineWidth = 1;
     pen.strokeStyle = this.rule;
     pen.fillStyle = this.muted;

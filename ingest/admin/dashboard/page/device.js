@@ -9,6 +9,7 @@ const POINTS_MAX = 400; // of a curve
 const ALL_S = 1990 * 2592000; // all times: the service gives at most 2,000 points
 const LIVE_S = [3, 60]; // asks again after a step, but not more and not less often
 const LAST_MS = 10_000;
+const AGAIN = 20; // steps that are asked again, since readings come late
 const JOIN = 3; // times the usual pause: a longer one is a gap
 const METRICS = 12; // that are shown at first
 const WIDTH_PX = 320; // of a chart, at least
@@ -119,7 +120,7 @@ export class Device {
   clear(metrics) {
     this.turn = null;
     this.metrics = metrics;
-    this.board.columns = new Map();
+    Object.assign(this.board, { columns: new Map(), left: 0 });
     this.board.charts = [];
     this.charts = metrics.map((metric) => {
       const [mean, ...band] = namesOf(metric);
@@ -136,6 +137,7 @@ export class Device {
 
   /** Ask for whole curves. They begin with the first reading: if that is late in the time asked for, with shorter steps. */
   async draw() {
+    if (!this.metrics.length) return;
     const turn = (this.turn = Symbol("turn"));
     for (let span = this.span; ; ) {
       const step = stepOf(span);
@@ -213,7 +215,7 @@ export class Device {
     if (!metrics.length || !turn || this.asking || now - this.liveAt < pause) return;
     this.liveAt = now;
     const end = (Math.floor(now / step) + 1) * step;
-    const from = board.last - step; // the last two may have grown
+    const from = Math.max(board.first, board.last - AGAIN * step);
     if (!board.rows || end - board.first > 2 * POINTS_MAX * step || this.charts.every((chart) => chart.element.hidden)) return this.draw();
     const found = await this.ask(from, end, step);
     if (found && turn === this.turn) this.put(found, Math.max(board.first, end - Math.ceil(this.span / step) * step), end, step);

@@ -105,7 +105,7 @@ export class Devices {
     if (this.several) note = "The devices of the table. When each of them posted last is not tracked with several processes.";
     if (this.tab === "all" && page) {
       if (this.prefix && !this.several) note = `${least}${count(page.matching)} seen that begin with ${this.prefix}.`;
-      if (page.why) note += ` Values are not available: ${page.why}.`;
+      if (page.why && !this.current) note += ` Values are not available: ${page.why}.`;
       if (page.more) advise(page.advice);
       byId("page-first").disabled = !this.after;
       byId("page-next").disabled = !page.more;

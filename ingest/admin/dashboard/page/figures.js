@@ -48,13 +48,14 @@ function showFlow({ sum }, about, value) {
   if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
     inStream ? `${short(inStream)} in the stream` : inStream === null ? "stream not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   else figure("flow", "waiting", "Waiting", short(value("held")),
-    (value("held") ? `oldest ${rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    (value("held") ? `oldest ${value("oldest_s") < 1 ? "< 1 s" : rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");
   const lost = off || sum.dropped;
   byId("f-balance").dataset.tone = lost ? "bad" : "";
   byId("f-balance").textContent = sum.dropped ? `${count(sum.dropped)} readings are lost.`
     : off ? `${count(off)} readings are not accounted for.`
-    : `Every reading is accounted for.${back ? ` ${count(back)} came back: ${short(sum.recovered)} from the journal, ${short(sum.replayed)} by replay.` : ""}`;
+    : `Every reading is accounted for.${back ? ` ${short(back)} came back.` : ""}`;
+  byId("f-balance").title = back ? `${count(sum.recovered)} from the journal, ${count(sum.replayed)} by replay` : "";
 }
 
 function showTrouble({ sum, ready }, about, value) {

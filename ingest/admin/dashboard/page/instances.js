@@ -8,6 +8,7 @@ const WORDS = {
   starting: ["starting: refuses posts", "starting"], full: ["full: refuses posts", "full"], draining: ["stopping: refuses posts", "stopping"],
   disk_low: ["disk nearly full: refuses posts", "disk nearly full"], broker_away: ["broker away: refuses posts", "broker away"],
 };
+const PLANNED = ["starting", "draining"];
 const NAMES = [...byId("instance-list").tHead.rows[0].cells].map((each) => each.textContent);
 const rows = new Map();
 
@@ -50,13 +51,15 @@ function fill(cells, each, about) {
   cells[1].title = each.reason;
 }
 
-function stateOf({ runs, role, state, refusing, reason, silent_s }) {
+function stateOf({ runs, role, state, refusing, cause, reason, silent_s }) {
+  if (runs && PLANNED.includes(state) && (!cause || cause === state)) return WORDS[state][1];
   if (!runs) return `has not reported for ${duration(silent_s)}`;
   if (reason) return role === "gateway" && refusing ? `refuses posts: ${reason}` : reason;
   return (WORDS[state] ?? [state, state])[Number(role !== "gateway")];
 }
 
 function levelOf({ runs, role, refusing, state, cause }) {
+  if (runs && PLANNED.includes(state) && (!cause || cause === state)) return "off"; // it is replaced
   if (!runs || (refusing && role === "gateway")) return "bad";
   return state !== "accepting" || cause ? "warn" : "ok";
 }

@@ -12,10 +12,12 @@ import { showLink, showState } from "./state.js";
 import { Tail } from "./tail.js";
 import { byId, clock, duration, make, mayAct, notice, typed } from "./text.js";
 
+const LATE_MS = 5_000; // after trouble the curves of a device are asked for again
 const YOUNG_S = 300; // of a service: its first minutes are shown in full
 let about = null; // what the history says of the service
 let newest = {}; // the newest row, by column
 let curves = null;
+let level = "ok";
 
 const value = (name) => newest[name] ?? null;
 
@@ -42,6 +44,8 @@ function onNews(event) {
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
   const trouble = showState(event, about, value);
   showFigures(event, about, value);
+  if (level !== "ok" && event.level === "ok") setTimeout(() => device.draw(), LATE_MS); // readings that waited are written now
+  level = event.level;
   if (event.ready.instances) {
     if (!devices.several) devices.isOfSeveral(), tail.isOfSeveral();
     import("./instances.js").then(({ showInstances }) => showInstances(event, about));

@@ -33,7 +33,7 @@ export function showState(news, about, value) {
   showMore(news.ready, about.runbook && runbook);
   announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}`);
   const begin = cause_since ?? since;
-  byId("state-since").textContent = `since ${moment(begin)} (${duration(Date.now() / 1000 - Date.parse(begin) / 1000)})`;
+  byId("state-since").textContent = `since ${moment(begin)} (${duration(Math.round((Date.now() - Date.parse(begin)) / 1000))})`;
   byId("try-now").hidden = !mayAct || !(state === "on_hold" || away);
   say(byId("try-now"), about.releases ? `Try now, only ${about.releases}` : "Try now");
   return level === "ok" ? "" : word.split(/[:,]/)[level === "bad" && word.includes(":") ? 1 : 0].trim();

@@ -154,7 +154,7 @@ export const advise = (advice) => advice && notice("advice", `Questions about on
 
 /** Rows of a table; on a phone each is a card, so each cell knows the name of its column. */
 export function fill(table, rows) {
-  const names = [...table.tHead.rows[0].cells].map((each) => each.textContent);
+  const names = [...table.tHead.rows[0].cells].map((each) => (each.querySelector(".hush") ? "" : each.textContent));
   for (const row of rows) [...row.cells].forEach((cell, at) => (cell.dataset.label = names[at]));
   table.tBodies[0].replaceChildren(...rows);
 }
