@@ -26,11 +26,13 @@ import msgspec
 
 from ingest import __version__
 from ingest.app.annexes import check_settings
+from ingest.app.post_rules import make_sources
 from ingest.buffers.journal.segments import has_blocks
 from ingest.config.declared_tables import make_tables
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
+from ingest.formats.mapped.source import IN
 from ingest.model.errors import StartError
 from ingest.model.tables import ALL_READINGS
 from ingest.sinks.postgres.schema import TargetTable
@@ -211,6 +213,7 @@ def refuse_left_files(folder: StateFolder) -> None:
 
 _ALL = ("0.0.0.0", "[::]")  # noqa: S104  a port that is bound to all addresses
 _ELSEWHERE = ("192.0.2.1", "2001:db8::1")  # addresses that no machine has
+SOURCES_SHOWN_MAX = 3
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
 
@@ -246,9 +249,12 @@ def greeting_lines(
         f"post readings: curl {trust}{token}-H 'content-type: application/json' -d '{_EXAMPLE}' "
         f"{scheme}://{listen}/v1/readings"
     )
-    if (host := _from_network(listen)) and needs_token:
-        url = f"{scheme}://{host}/v1/readings"
-        yield f"devices:       {url}, each with a token (`{run} token new NAME`)"
+    host = _from_network(listen)
+    origin = f"{scheme}://{host or listen}"
+    if host and needs_token:
+        yield f"devices:       {origin}/v1/readings, each with a token (`{run} token new NAME`)"
+    for name in [*make_sources(settings)][:SOURCES_SHOWN_MAX]:
+        yield f"source:        {origin}{IN}{name}"
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"

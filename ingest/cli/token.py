@@ -74,6 +74,8 @@ def _new(args: argparse.Namespace, loaded: Loaded) -> Ending:
         )
     if args.devices and args.device:
         raise IngestError("a token has --devices or --device, not both")
+    if "*" in args.device:
+        raise IngestError("--device is the name of one device; a pattern is for --devices")
     if unknown := [each for each in args.formats if each not in FORMS]:
         raise IngestError(f"there is no format {unknown[0]!r}; there are {', '.join(FORMS)}")
     if args.admin and (args.devices or args.device or args.sources or args.formats):
