@@ -8,6 +8,7 @@ rows are of one run, since figures of two runs have no ratio: the newest of thos
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from benchmarks.document import COLUMNS, cell, machine_of, rate, table, when
@@ -25,6 +26,7 @@ ROWS = (  # what is sent, our contender, the peer with the same readings
     ),
 )
 SHOWN = ("readings/s", "p50 ms", "p99 ms", "CPU µs a reading", "PostgreSQL")  # of COLUMNS
+OTHERS = ("PostgreSQL's CPU µs", "InfluxDB 1.x, readings/s", "its CPU µs")
 SIZES = (
     ("A reading of these hosts in `readings` takes {} bytes with its key", MANY),
     ("One of Telegraf in a table with columns takes {} bytes", "columns_telegraf"),
@@ -43,20 +45,14 @@ def speed(lines: Sequence[Line]) -> str:
     line = max(reversed(lines), key=lambda each: len(_rows(each)), default=None)
     if line is None or not (rows := _rows(line)):
         return NOT_YET
-    head = ("`ack=durable`", *SHOWN, "InfluxDB 1.x, readings/s", "its CPU µs")
-    return "\n".join(
-        [
-            *table(head, rows),
-            "",
-            f"Measured on {machine_of(line)}:",
-            f"{when(line)}; medians. Driver, service, PostgreSQL and InfluxDB share this machine,",
-            "and all connections post as fast as they get answers."
-            + "".join(_size(lines))
-            + " All measurements:",
-            "[RESULTS.md](benchmarks/RESULTS.md).",
-            "",
-        ]
+    head = ("`ack=durable`", *SHOWN[:-1], *OTHERS)
+    how = (
+        f"Measured on {machine_of(line)}: {when(line)}; medians. Driver, service, PostgreSQL and "
+        "InfluxDB share this machine, and all connections post as fast as they get answers. "
+        f"{''.join(_size(lines))}All measurements: [RESULTS.md](benchmarks/RESULTS.md)."
     )
+    wrapped = textwrap.wrap(how, 120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*table(head, rows), "", *wrapped, ""])
 
 
 def _size(lines: Sequence[Line]) -> Iterator[str]:
@@ -64,7 +60,7 @@ def _size(lines: Sequence[Line]) -> Iterator[str]:
     newest = {name: runs for line in lines for name, runs in line.runs.items()}
     for text, name in SIZES:
         if size := cell(newest.get(name, ()), COLUMNS["bytes"]):
-            yield f"\n{text.format(size)}."
+            yield f"{text.format(size)}. "
 
 
 def _rows(line: Line) -> list[list[str]]:

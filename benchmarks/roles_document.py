@@ -20,7 +20,6 @@ TITLES = {
     "up_2_singles": "`up`, 2 gateways",
     "three_singles": "3 brokers, 1 gateway",
     "up_hundreds": "`up`, 1 gateway, posts of 100",
-    "up_2_hundreds": "`up`, 2 gateways, posts of 100",
     "three_hundreds": "3 brokers, 1 gateway, posts of 100",
 }
 ROLES = ("service", "gateway", "nats-server", "writer", "supervisor", "PostgreSQL")

@@ -17,9 +17,9 @@ CEILINGS = {
     "ingest": 19,
     "ingest/access": 413,
     "ingest/admin": 1158,
-    "ingest/app": 1696,
+    "ingest/app": 1694,
     "ingest/buffers": 1708,
-    "ingest/cli": 1826,
+    "ingest/cli": 1821,
     "ingest/config": 715,
     "ingest/dead_letters": 1359,
     "ingest/embedded": 574,
@@ -35,9 +35,9 @@ CEILINGS = {
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2100,
-    "tests": 47920,
+    "tests": 47923,
     "loadgen": 4573,
-    "benchmarks": 2630,
+    "benchmarks": 2634,
 }
 ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
 
