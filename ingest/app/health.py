@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from ingest.app import space
-from ingest.app.metrics_and_causes import cause_of, may_be_url, next_step, rank_of
+from ingest.app.metrics_and_causes import cause_of, next_step, rank_of
 from ingest.dead_letters import queue
 from ingest.model.causes import UNREACHABLE, Trouble
 from ingest.model.codes import PROBLEMS
@@ -286,7 +286,7 @@ class Health(Judged):
             words = f"writes are paused: {words}"
         elif not self.starting:
             words = f"{words}; readings are kept"
-        fault = self._url_fault() if may_be_url(cause) else ""
+        fault = self._url_fault() if "{fix_url}" in cause_of(cause).next_step else ""
         return Trouble(
             cause, "; ".join(filter(None, (words, fault))), state="on_hold" if is_held else ""
         )

@@ -94,11 +94,6 @@ def rank_of(name: str) -> float:
     return cause_of(name).rank if name else inf
 
 
-def may_be_url(name: str) -> bool:
-    """Whether a wrong URL of the database may be the cause."""
-    return bool(name) and "{fix_url}" in cause_of(name).next_step
-
-
 def next_step(name: str, fields: Mapping[str, str]) -> str:
     """Return what to do about a cause, in the words of `fields`; of no cause, nothing."""
     return cause_of(name).next_step.format_map(fields) if name else ""

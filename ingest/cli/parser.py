@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -249,6 +250,23 @@ def _config(*, is_shown: bool = True) -> Flag:
         default=argparse.SUPPRESS,
         help="a TOML file with settings [INGEST_CONFIG]" if is_shown else argparse.SUPPRESS,
     )
+
+
+def number_within(
+    kind: type[float], least: float, most: float, words: str
+) -> Callable[[str], float]:
+    """Return what reads a number within these bounds. `words` say what it must be."""
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan  # it is within no bounds
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {words}")
+        return number
+
+    return read
 
 
 def forward_name(text: str) -> str:

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ingest.access.token_lines import (
     read_entries,
 )
 from ingest.app.post_rules import tokens_path
-from ingest.cli.parser import JSON, Command, Ending, OneOf, flag
+from ingest.cli.parser import JSON, Command, Ending, OneOf, flag, number_within
 from ingest.config.loading import Loaded
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
@@ -257,24 +256,9 @@ def _time(text: str) -> float:
         ) from None
 
 
-def _number(kind: type[float], least: float, most: float, words: str) -> Callable[[str], float]:
-    """Return what reads a number within these bounds."""
-
-    def read(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = math.nan  # it is in no range
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {words}")
-        return number
-
-    return read
-
-
-_rate = _number(float, 0, LIMIT_MAX, f"number from 0 to {LIMIT_MAX:g}")
-_count = _number(int, 0, LIMIT_MAX, f"whole number from 0 to {LIMIT_MAX:g}")
-_days = _number(float, 1e-6, 3650, "number of days up to 3650 (or --now)")
+_rate = number_within(float, 0, LIMIT_MAX, f"number from 0 to {LIMIT_MAX:g}")
+_count = number_within(int, 0, LIMIT_MAX, f"whole number from 0 to {LIMIT_MAX:g}")
+_days = number_within(float, 1e-6, 3650, "number of days up to 3650 (or --now)")
 
 
 NAME = flag("name", metavar="NAME")

@@ -7,6 +7,7 @@ letters are in the files of the state folder or in the broker's stream: cli/cont
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import sys
@@ -17,7 +18,16 @@ from pathlib import Path
 from ingest.cli.context import FILES, STORES, STREAM, letter_store
 from ingest.cli.dlq import show
 from ingest.cli.dlq.replay import replay
-from ingest.cli.parser import JSON, Command, Ended, Ending, OneOf, flag, forward_name
+from ingest.cli.parser import (
+    JSON,
+    Command,
+    Ended,
+    Ending,
+    OneOf,
+    flag,
+    forward_name,
+    number_within,
+)
 from ingest.config.loading import Loaded
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
@@ -40,12 +50,6 @@ NO_REPLAY = {
 }
 
 Do = Callable[[LetterStore, argparse.Namespace, Settings], Awaitable[Ended]]
-
-
-def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on (0: all)")
-    return int(text)
 
 
 async def _run(do: Do, args: argparse.Namespace, loaded: Loaded) -> int:
@@ -217,7 +221,7 @@ LISTING = (
     ),
     flag(
         "--limit",
-        type=_limit,
+        type=number_within(int, 0, math.inf, "whole number from 0 on (0: all)"),
         metavar="N",
         help=f"the newest N ({LISTED} if --json is not given); 0: all, the oldest first",
     ),
@@ -254,7 +258,12 @@ COMMAND = Command(
             partial(_run, _replay),
             flags=(
                 *WHERE,
-                flag("--rate", type=int, metavar="N", help="write at most N readings per second"),
+                flag(
+                    "--rate",
+                    type=number_within(int, 1, math.inf, "whole number from 1 on"),
+                    metavar="N",
+                    help="write at most N readings per second",
+                ),
                 flag("--dry-run", action="store_true", help="only validate, write nothing"),
                 flag("--file", type=Path, metavar="COPY", help="replay the lines of a copy"),
                 flag(

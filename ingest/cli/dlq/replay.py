@@ -49,8 +49,6 @@ async def replay(
         raise IngestError("--edited needs --file COPY")
     if args.file is not None and args.where:
         raise IngestError("--where does not work with --file: all lines of the copy are replayed")
-    if args.rate is not None and args.rate < 1:
-        raise IngestError("--rate must be at least 1")
     if args.file is None and (await store.extent()).empty:
         print("no dead letters", file=sys.stderr)
         return Ending(show.replayed_json(Summary(), Tally(), dry_run=args.dry_run), "")
