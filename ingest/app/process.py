@@ -18,7 +18,7 @@ import contextlib
 import os
 import shlex
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,11 @@ import msgspec
 
 from ingest import __version__
 from ingest.app.annexes import check_settings
-from ingest.app.post_rules import make_sources
 from ingest.buffers.journal.segments import has_blocks
 from ingest.config.declared_tables import make_tables
 from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters
-from ingest.formats.mapped.source import IN
 from ingest.model.errors import StartError
 from ingest.model.tables import ALL_READINGS
 from ingest.sinks.postgres.schema import TargetTable
@@ -213,7 +211,6 @@ def refuse_left_files(folder: StateFolder) -> None:
 
 _ALL = ("0.0.0.0", "[::]")  # noqa: S104  a port that is bound to all addresses
 _ELSEWHERE = ("192.0.2.1", "2001:db8::1")  # addresses that no machine has
-SOURCES_SHOWN_MAX = 3
 _EXAMPLE = '{"device_id":"d1","metric":"temperature","value":21.5}'
 
 
@@ -226,12 +223,14 @@ def greeting_lines(
     admin_listen: str,
     page: str,
     target: TargetTable,
+    sources: Iterable[str] = (),
     waiting: str = "",
 ) -> Iterator[str]:
     """Yield the first lines: where to post, and where to see the result.
 
     The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
     `folder` is the state folder, `page` the address of the dashboard. `target` is the table.
+    `sources` are paths of sources that are shown.
     `waiting` is why the database does not answer yet, or empty.
     """
     run = command_words()["run"]
@@ -253,8 +252,8 @@ def greeting_lines(
     origin = f"{scheme}://{host or listen}"
     if host and needs_token:
         yield f"devices:       {origin}/v1/readings, each with a token (`{run} token new NAME`)"
-    for name in [*make_sources(settings)][:SOURCES_SHOWN_MAX]:
-        yield f"source:        {origin}{IN}{name}"
+    for path in sources:
+        yield f"source:        {origin}{path}"
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from ingest.app.buffer import make_buffer
 from ingest.app.database import make_target
+from ingest.app.post_rules import shown_sources
 from ingest.app.process import (
     EXIT_BROKEN,
     EXIT_LOST,
@@ -273,7 +274,7 @@ def test_greeting_names_the_first_sources(tmp_path: Path) -> None:
     """Where their devices post."""
     file, presets = tmp_path / "sources.toml", ("ttn", "ecowitt", "ruuvi", "vector")
     file.write_text("".join(f'[[source]]\npreset = "{each}"\n' for each in presets))
-    text = greeting(settings=Settings(sources_file=str(file)))
+    text = greeting(sources=shown_sources(Settings(sources_file=str(file))))
     assert "\nsource:        http://127.0.0.1:1/v1/in/ttn\n" in text
     assert "/v1/in/ruuvi\ndashboard: " in text
 
