@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -17,9 +16,6 @@ from tests.support.receiver import running_receiver
 
 TEXT = (REPOSITORY / "docs/use/senders.md").read_text().split("\n## Line protocol")[0]
 HERE = "127.0.0.1:8080"
-NEEDS_NODE = pytest.mark.skipif(
-    shutil.which("node") is None, reason="no node: apt-get install -y nodejs"
-)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +23,6 @@ NEEDS_NODE = pytest.mark.skipif(
     [
         ("sh", ["sh", "-c"]),
         ("python", [sys.executable, "-c"]),
-        pytest.param("js", ["node", "-e"], marks=NEEDS_NODE),
     ],
 )
 async def test_block_stores_two_readings(language: str, command: list[str]) -> None:
@@ -45,7 +40,7 @@ async def test_block_stores_two_readings(language: str, command: list[str]) -> N
 
 def test_no_other_block_pretends_to_be_run() -> None:
     """What no test runs is marked as text."""
-    assert {each.language for each in fences(TEXT)} == {"sh", "python", "js", "text"}
+    assert {each.language for each in fences(TEXT)} == {"sh", "python", "text"}
 
 
 def test_libraries_that_were_tried_are_those_of_run_clients_with_their_versions() -> None:

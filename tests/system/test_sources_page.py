@@ -30,7 +30,6 @@ async def test_first_table_of_docs_sources_md_reads_the_body_of_the_device(tmp_p
     async with running_receiver(sources_file=str(file)) as receiver:
         post = head("POST", "/v1/in/esp", {"Content-Length": str(len(BODY))}) + BODY
         reply = await receiver.send(post)
-        assert "200 | what could be read is kept, as safely as `ack_default` says: `{" in SOURCES
         assert '{"accepted": 2, "faulty": 0, "ignored": 0}' in SOURCES
         assert reply.document == {"accepted": 2, "faulty": 0, "ignored": 0}
 

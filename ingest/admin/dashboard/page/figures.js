@@ -46,7 +46,7 @@ function showFlow({ sum }, about, value) {
     sum.duplicate ? `${short(sum.duplicate)} repeated` : `${short(sum.committed)} in all`);
   const inStream = value("stream_waiting");
   if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
-    inStream ? `${short(inStream)} in the stream` : inStream === null ? "stream not known" : "none in the stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    inStream ? `${short(inStream)} in stream` : inStream === null ? "stream not known" : "none in stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   else figure("flow", "waiting", "Waiting", short(value("held")),
     (value("held") ? `oldest ${value("oldest_s") < 1 ? "< 1 s" : rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");

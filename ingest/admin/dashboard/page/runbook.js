@@ -38,7 +38,7 @@ const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).m
 
 function table(lines) {
   const [head, , ...rows] = lines.map(cells);
-  const row = (name, texts, has) => make("tr", {}, ...texts.map((text) => make(name, has, ...inline(text))));
+  const row = (name, texts, has = {}) => make("tr", {}, ...texts.map((text, at) => make(name, { "data-label": head[at], ...has }, ...inline(text))));
   return make("div", { class: "scroll bare", tabindex: 0, role: "region", "aria-label": `Table: ${head.filter(Boolean).join(", ")}` },
     make("table", {}, make("thead", {}, row("th", head, { scope: "col" })), make("tbody", {}, ...rows.map((texts) => row("td", texts)))));
 }
