@@ -37,7 +37,7 @@ NEEDS_CURL = pytest.mark.skipif(
 CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
 
 
-# What docs/use/posting.md says about small devices: body, media type, status, a part of the answer.
+# What docs/use/senders.md says about an ESP32: body, media type, status, a part of the answer.
 SMALL_DEVICES = [
     ('{"device_id":"d","metric":"m","value":1}', "application/json", 202, '"accepted":1'),
     ('{"device_id":"d","metric":"m","value":1}', "text/plain", 415, "unsupported_media_type"),
@@ -154,7 +154,7 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
         assert samples["ingest_ledger_imbalance_rows"] == 0
 
 
-async def test_small_devices_get_the_answers_that_posting_md_says(
+async def test_small_devices_get_the_answers_that_senders_md_says(
     open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:
     """Each body of SMALL_DEVICES."""
