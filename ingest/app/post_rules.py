@@ -21,11 +21,13 @@ from ingest.config.settings import Settings
 from ingest.config.values import full_path, moment_us
 from ingest.dead_letters.folder.backend import FolderBackend, segment_bytes
 from ingest.dead_letters.queue import DeadLetterQueue, LetterBackend
-from ingest.formats.mapped.source import KEYS, Source, compile_source
+from ingest.formats.mapped.source import IN, KEYS, Source, compile_source
 from ingest.formats.post import Rules
 from ingest.http.clients import is_loopback
 from ingest.model.errors import KeyFault
 from ingest.system.words import command_words
+
+SOURCES_SHOWN_MAX = 3
 
 
 def make_rules(settings: Settings) -> Rules:
@@ -61,6 +63,11 @@ def make_sources(settings: Settings) -> Mapping[str, Source]:
 
     take_entries(settings.sources_file, "source", KEYS, take)
     return MappingProxyType(sources)
+
+
+def shown_sources(settings: Settings) -> list[str]:
+    """Return the paths of the first sources of the file, a few. Raises ConfigError."""
+    return [IN + name for name in make_sources(settings)][:SOURCES_SHOWN_MAX]
 
 
 def tokens_path(settings: Settings) -> Path:

@@ -18,7 +18,7 @@ import contextlib
 import os
 import shlex
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +223,14 @@ def greeting_lines(
     admin_listen: str,
     page: str,
     target: TargetTable,
+    sources: Iterable[str] = (),
     waiting: str = "",
 ) -> Iterator[str]:
     """Yield the first lines: where to post, and where to see the result.
 
     The image sets INGEST_PUBLISHED_AT: the host by which people reach the ports of a container.
     `folder` is the state folder, `page` the address of the dashboard. `target` is the table.
+    `sources` are paths of sources that are shown.
     `waiting` is why the database does not answer yet, or empty.
     """
     run = command_words()["run"]
@@ -246,9 +248,12 @@ def greeting_lines(
         f"post readings: curl {trust}{token}-H 'content-type: application/json' -d '{_EXAMPLE}' "
         f"{scheme}://{listen}/v1/readings"
     )
-    if (host := _from_network(listen)) and needs_token:
-        url = f"{scheme}://{host}/v1/readings"
-        yield f"devices:       {url}, each with a token (`{run} token new NAME`)"
+    host = _from_network(listen)
+    origin = f"{scheme}://{host or listen}"
+    if host and needs_token:
+        yield f"devices:       {origin}/v1/readings, each with a token (`{run} token new NAME`)"
+    for path in sources:
+        yield f"source:        {origin}{path}"
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"

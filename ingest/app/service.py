@@ -21,6 +21,7 @@ from ingest.admin.dashboard.tail import Observed, ObservedDeadLetters, Tail
 from ingest.app.admin import AdminSide
 from ingest.app.metrics_and_causes import advice
 from ingest.app.pipeline.core import Core
+from ingest.app.post_rules import shown_sources
 from ingest.app.process import Process, begun, greeting_lines, refuse_left_stream
 from ingest.app.receiving import leave, taking
 from ingest.config.settings import Settings, split_address
@@ -139,6 +140,7 @@ class Service:
             needs_token=core.endpoint.needs_token,
             page=self.admin_side.page_address(with_key=self._terminal),
             target=core.target,
+            sources=shown_sources(settings),
             waiting="" if state.is_open else state.message or "no answer yet",
         ):
             process.announce(line)

@@ -72,8 +72,10 @@ def _new(args: argparse.Namespace, loaded: Loaded) -> Ending:
             f"there is a token {args.name} already: `ingest token rotate {args.name}` makes its "
             "successor"
         )
-    if args.devices and args.device:
-        raise IngestError("a token has --devices or --device, not both")
+    if args.device and (args.devices or "*" in args.device):
+        raise IngestError(
+            "a token has --device, a name without *, or --devices, patterns; not both"
+        )
     if unknown := [each for each in args.formats if each not in FORMS]:
         raise IngestError(f"there is no format {unknown[0]!r}; there are {', '.join(FORMS)}")
     if args.admin and (args.devices or args.device or args.sources or args.formats):

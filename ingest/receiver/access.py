@@ -129,7 +129,7 @@ class Access:
             raise Refused(
                 "unauthorized",
                 "there is no token; send it as `Authorization: Bearer TOKEN`. The operator makes "
-                "one with `ingest token new NAME`",
+                f"one with `{self._run} token new NAME`",
             )
         identity = self._tokens.find(token)
         if identity is None:

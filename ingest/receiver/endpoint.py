@@ -102,7 +102,7 @@ class Endpoint:
         self.port = Port(
             pages,
             ledger,
-            patterns=[*patterns, SET_UP_CALLS],
+            patterns=[*(patterns or [mapped.NO_SOURCE]), SET_UP_CALLS],
             flag="--listen",
             connections_max=connections_max,
             header_s_max=header_s_max,

@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.clients.libraries import Client, Libraries
 from tests.clients.points import Row
+from tests.support.processes import killed_after
 from tests.support.tcp_ports import free_port
 from tests.system.database import Database
 from tests.system.service import Service, run_command
@@ -96,7 +97,7 @@ async def run_client(
     told, said, begun = set[int](), list[str](), list[asyncio.Task[None]]()
     waiting = iter(faults)
     try:
-        async with asyncio.timeout(CLIENT_S_MAX):
+        async with killed_after(process), asyncio.timeout(CLIENT_S_MAX):
             async for line in process.stdout:
                 document = json.loads(line)
                 told.update(document.get("kept", ()))
@@ -107,9 +108,6 @@ async def run_client(
                     process.stdin.write(b"go\n")
             code = await process.wait()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
         await asyncio.gather(*begun)
     assert code == 0, f"{client.name} ended with {code}:\n{(await errors).decode()[-4000:]}"
     assert next(waiting, None) is None, "a fault has not happened"

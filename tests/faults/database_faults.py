@@ -10,6 +10,7 @@ import asyncpg
 from tests.faults.matrix import fault
 from tests.faults.server import Server
 from tests.faults.world import World
+from tests.support.locks import table_locked
 
 QUICK_INSERTS = "drop trigger slow on readings"
 
@@ -176,13 +177,8 @@ async def locked(world: World) -> None:
     """Lock the table against all other clients."""
     for _ in range(world.times):
         await world.answered(20)
-        connection = await asyncpg.connect(world.server.url)
-        try:
-            async with connection.transaction():
-                await connection.execute("lock table readings in access exclusive mode")
-                await world.sleep(3, 5)
-        finally:
-            await connection.close()
+        async with table_locked(world.server.url, "access exclusive"):
+            await world.sleep(3, 5)
         world.count()
     await world.expect_none_set_aside()
 

@@ -14,6 +14,7 @@ import pytest
 
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, ingest, with_user
+from tests.support.processes import killed_after
 from tests.system.database import give_data
 from tests.system.service import REPOSITORY, Service, environment, is_alive
 
@@ -139,7 +140,7 @@ async def test_psql_that_is_told_to_end_stops_the_database_it_started(
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
-    try:
+    async with killed_after(process):
         pid = await until_sleeping(state)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does: to all of the group
@@ -147,10 +148,6 @@ async def test_psql_that_is_told_to_end_stops_the_database_it_started(
             process.send_signal(number)
         async with asyncio.timeout(20):
             _, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     assert process.returncode not in {0, None}
     assert b"Traceback" not in stderr
     assert not is_alive(pid)
@@ -229,17 +226,12 @@ async def test_serve_whose_reader_went_away_still_ends_well(
     )
     os.close(write)
     assert process.stderr is not None
-    try:
-        async with asyncio.timeout(20):
-            async for line in process.stderr:
-                if b'"accepting"' in line:
-                    break
-            process.send_signal(signal.SIGTERM)
-            _, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with killed_after(process), asyncio.timeout(20):
+        async for line in process.stderr:
+            if b'"accepting"' in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, stderr = await process.communicate()
     assert (process.returncode, b"Traceback" in stderr) == (0, False)
 
 

@@ -20,6 +20,7 @@ from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.nats import streams
 from tests.support.brokers import LETTERS, embedded, joined
 from tests.support.documents import REPOSITORY
+from tests.support.processes import killed_after
 from tests.system.service import environment
 
 pytestmark = pytest.mark.timeout(90)
@@ -90,15 +91,11 @@ async def role(broker: EmbeddedBroker, name: str, **settings: str) -> AsyncItera
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert process.stdout is not None
-    try:
+    async with killed_after(process):
         async with asyncio.timeout(30):
             while not (found := _URL.findall((line := await process.stdout.readline()).decode())):
                 assert line, "it did not start"
         yield Role(process, found)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 async def test_page_of_a_writer_shows_all_that_run_alone(tmp_path: Path, readings_url: str) -> None:

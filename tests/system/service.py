@@ -1,7 +1,7 @@
 """The real command line as a child process, for system tests.
 
 `Service` is `python -m ingest serve` on free ports, in a clean environment; `run_command` runs any
-`python -m MODULE ..` to its end. Promises: no process is left after the test.
+`python -m MODULE ..` to its end, `started` starts it. Promises: no process is left after the test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -24,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.system.state_folder import ServiceInfo, running_service
 from tests.support import constants, measuring
-from tests.support.processes import output_of
+from tests.support.processes import killed_after, output_of
 from tests.system.database import give_data
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -331,13 +332,11 @@ class Service:
             self._session = None
 
 
-async def run_command(
-    module: str,
-    *arguments: object,
-    env: Mapping[str, str] | None = None,
-    within_s: float = 60,
-) -> Done:
-    """Run `python -m MODULE ..` in a clean environment to its end; after the time it is killed."""
+@asynccontextmanager
+async def started(
+    module: str, *arguments: object, env: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start `python -m MODULE ..` in a clean environment; kill it if it is still there."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", module, *(str(each) for each in arguments)),
@@ -347,7 +346,19 @@ async def run_command(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    stdout, stderr = await output_of(process, within_s)
+    async with killed_after(process):
+        yield process
+
+
+async def run_command(
+    module: str,
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    within_s: float = 60,
+) -> Done:
+    """Run `python -m MODULE ..` in a clean environment to its end; after the time it is killed."""
+    async with started(module, *arguments, env=env) as process:
+        stdout, stderr = await output_of(process, within_s)
     assert process.returncode is not None, "it has ended"
     return Done(process.returncode, stdout.decode(), stderr.decode())
 

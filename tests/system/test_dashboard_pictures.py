@@ -27,6 +27,7 @@ from playwright.async_api import Browser
 
 from ingest.sinks.postgres import schema
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.processes import killed_after
 from tests.system.browser import NEEDS_CHROMIUM, TOO_WIDE, WRAPPED, Watched, chromium, watched
 from tests.system.service import REPOSITORY, Service, environment
 
@@ -94,12 +95,8 @@ async def fleet(url: str, *odd: str) -> AsyncIterator[None]:
         env=environment(),
         stdout=asyncio.subprocess.DEVNULL,
     )
-    try:
+    async with killed_after(process):
         yield
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 @asynccontextmanager

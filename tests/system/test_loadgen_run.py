@@ -23,7 +23,8 @@ from aiohttp import web
 
 from loadgen.cli import main as cli
 from loadgen.cli.run_options import plan_of
-from tests.system.service import REPOSITORY, Service, environment, run_command
+from tests.support.processes import killed_after
+from tests.system.service import REPOSITORY, Service, environment, run_command, started
 
 Script = Callable[[int], Awaitable[web.StreamResponse]]
 
@@ -128,25 +129,6 @@ async def _accept(_: int) -> web.StreamResponse:
     )  # without counts: all readings are accepted
 
 
-@asynccontextmanager
-async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "loadgen", "run", *(str(each) for each in words)),
-        cwd=REPOSITORY,
-        env=environment(measured=False),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
 async def _until(ready: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not ready():  # noqa: ASYNC110  the process cannot set an event
@@ -161,7 +143,9 @@ async def test_run_interrupted_still_reports_and_exits_130(
     path = tmp_path / "run.json"
     async with (
         _scripted(_accept) as (server, url),
-        _started("--url", url, "--rate", 200, "--duration-s", 300, "--json", path) as process,
+        started(
+            *("loadgen", "run", "--url", url, "--rate", 200, "--duration-s", 300, "--json", path)
+        ) as process,
     ):
         await _until(lambda: server.requests > 30)
         process.send_signal(number)
@@ -190,14 +174,11 @@ async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None
         os.close(theirs)
         seen = bytearray()
         try:
-            async with asyncio.timeout(20):
+            async with killed_after(process), asyncio.timeout(20):
                 while b" of a core" not in seen:
                     seen += await asyncio.to_thread(os.read, ours, 65536)
                 assert await process.wait() == 0
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
             os.close(ours)
     live, _, summary = seen.decode().rpartition("\x1b[2K")
     live = " ".join(live.split())  # a long line goes on in the next one

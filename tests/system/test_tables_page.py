@@ -32,8 +32,10 @@ async def test_values_of_docs_tables_md_are_a_row_and_a_panel(
     (panel,) = (each.text for each in fences(PAGE) if each.language == "sql")
     file = tmp_path / "tables.toml"
     database = {"database_url": readings_url, "database_unsafe": True, "tables_file": file}
+    database["sources_file"] = tmp_path / "sources.toml"
     settings: dict[str, Any] = {"state_dir": tmp_path / "state", **database}
     file.write_text(FIRST)
+    (tmp_path / "sources.toml").write_text('[[source]]\nname = "esp"\ndevice = "id"\n')
     async with Service(**settings) as service:
         assert "http://127.0.0.1:8080/" in commands
         (tmp_path / "run").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ingest "$@"\n')
@@ -45,7 +47,7 @@ async def test_values_of_docs_tables_md_are_a_row_and_a_panel(
         head, _, row, *_ = (
             [each.strip() for each in each.split("|")] for each in shown.split("\n")
         )
-        assert head == ["ts", "device_id", "temperature", "humidity", "co2"]
+        assert head == ["ts", "device_id", "temp", "hum", "co2"]
         assert row[1:] == ["esp-1", "21.4", "40", "612"]
     file.write_text(FIRST + TELEGRAF + LATER)
     flags = [

@@ -6,14 +6,10 @@ import asyncio
 import json
 import re
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from loadgen.proof.conclude import Evidence, Result, conclude
@@ -23,8 +19,9 @@ from loadgen.proof.run import Job, Run
 from loadgen.report.verdict import text
 from loadgen.traffic.post import target_of
 from tests.support.documents import fences
+from tests.support.locks import table_locked
 from tests.system.database import Database
-from tests.system.service import REPOSITORY, Done, Service, environment, run_command
+from tests.system.service import REPOSITORY, Done, Service, run_command, started
 from tests.system.test_database_faults import QUICK
 
 HASTY: dict[str, Any] = {
@@ -42,25 +39,6 @@ CHECK = f"alter table readings add constraint no_such check (metric <> '{REFUSED
 
 async def _verify(*words: object, within_s: float = 60) -> Done:
     return await run_command("loadgen", "verify", *words, within_s=within_s)
-
-
-@asynccontextmanager
-async def _started(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start `loadgen verify` as a process of its own; kill it if it is still there."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadgen", "verify", *map(str, words)),
-        cwd=REPOSITORY,
-        env=environment(measured=False),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def _committed(service: Service, rows: int) -> None:
@@ -92,7 +70,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
             *("--batch", "1x20,30,100", "--duplicates", "3%", "--invalid", "2%"),
             *("--refused-by-check", "0.5%", "--ack", "committed", "--report", report),
         )
-        async with _started(*words) as process:
+        async with started("loadgen", "verify", *words) as process:
             await _committed(service, 1_000)
             await database.kill()
             await asyncio.sleep(0.5)
@@ -153,18 +131,6 @@ async def test_formats_are_proven_as_json_is(
 # A service that is killed
 
 
-@asynccontextmanager
-async def _locked(url: str) -> AsyncIterator[None]:
-    """Lock the table, so that no client can write."""
-    connection = await asyncpg.connect(url)
-    try:
-        async with connection.transaction():
-            await connection.execute("lock table readings in exclusive mode")
-            yield
-    finally:
-        await connection.close()
-
-
 async def _ended_while_it_holds(
     folder: Path, url: str, port: int, ack: str, *, kill: bool = True, buffer: str = "memory"
 ) -> Result:
@@ -193,7 +159,7 @@ async def _ended_while_it_holds(
         )
         traffic = asyncio.create_task(run.go())
         await _committed(service, 2_000)
-        async with _locked(url):
+        async with table_locked(url):
             before = run.answers.total()
             if ack != "committed":
                 while run.answers.total() < before + 50:  # noqa: ASYNC110  counted by callbacks
@@ -242,7 +208,7 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
         await service.wait_state("accepting")
         ledger = open_tmp_path / "ledger"
         words = ("--state-dir", state, "--duration-s", 60, "--connections", 4)
-        async with _started(*words, "--ledger", ledger) as process:
+        async with started("loadgen", "verify", *words, "--ledger", ledger) as process:
             await _committed(service, 500)
             process.send_signal(signal.SIGINT)
             stdout, stderr = await process.communicate()
@@ -265,7 +231,7 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
 
         killed = open_tmp_path / "killed"
         committed = (await service.metrics())["ingest_readings_committed_total"]
-        async with _started(*words, "--ledger", killed) as process:
+        async with started("loadgen", "verify", *words, "--ledger", killed) as process:
             await _committed(service, int(committed) + 500)
             process.kill()
             await process.wait()

@@ -365,7 +365,9 @@ def _flat_hint(item: dict[str, Any]) -> str:
     name = next((name for name, value in item.items() if _is_flat(name, value)), None)
     if name is None:
         return ""
-    return f'; flat numbers go into `values`, like "values": {{"{name}": 21.5}}'
+    return (
+        f'; flat numbers go into `values`, like "values": {{"{name}": 21.5}}; or post to a source'
+    )
 
 
 def _is_flat(name: str, value: object) -> bool:

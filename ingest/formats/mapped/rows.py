@@ -34,6 +34,7 @@ _TIME_CHARACTERS_MAX = 200
 HINTS_MAX = 10  # names of a post
 FIELD_CHARACTERS_MAX = 80
 _TIMES = frozenset({"ts", "time", "timestamp", "datetime", "epoch", "Time", "TS", "Timestamp"})
+_NO_NUMBERS = frozenset({"", "nan", "inf", "-inf", "null", "none"})  # what a failed sensor sends
 
 _NUMBER = re.compile(
     r"\s*([+-]?)(?:([0-9]+)|(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?)\s*"
@@ -370,6 +371,8 @@ class Hints:
             type(value) is list and list not in source.nests and value and type(value[0]) is not str
         ):
             hint = "`{}` is a list, not stored: lists = true"
+        elif value is None or (type(value) is str and value.strip().lower() in _NO_NUMBERS):
+            hint = "`{}` is a text or null, no number: not stored"
         else:
             return
         key, wants = (label[:NAME_CHARACTERS_MAX], hint), source.wants

@@ -23,7 +23,7 @@ from ingest.formats.mapped.documents import form_in
 from ingest.formats.mapped.source import IN, Source, template_pattern
 from ingest.formats.post import ItemError, Points, Post, Rules, shown
 from ingest.http.request_and_answer import Answer, Head, Request, problem
-from ingest.http.routes import Pattern, Route, sent_path
+from ingest.http.routes import OTHER, POST, READ, Pattern, Route, sent_path
 from ingest.model.block import Outcome
 from ingest.model.codes import NOT_ALLOWED
 from ingest.model.errors import ConfigError, Refused
@@ -180,6 +180,17 @@ def patterns(posts: Posts, options: SourceOptions, pages: Collection[str]) -> li
             own.append(Pattern(path, pattern, route(source, pattern, is_read=False)))
         named.append(Pattern(IN + name, below, read))
     return own + named
+
+
+def _no_source(_request: Request, _query: str, _received_s: float) -> Answer:
+    raise Refused(
+        "not_found",
+        "no source is declared: start the service with a file of sources (sources_file)",
+    )
+
+
+# For a service without sources; where there are some, the usual answer names them.
+NO_SOURCE = Pattern(OTHER, re.compile(f"{IN}.*"), Route((*READ, *POST), _no_source))
 
 
 def _names_in_path(head: Head, patterns: Sequence[re.Pattern[str]]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from ingest.app.admin import AdminSide
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.database import make_target
 from ingest.app.metrics_and_causes import advice
-from ingest.app.post_rules import open_tokens, with_access
+from ingest.app.post_rules import open_tokens, shown_sources, with_access
 from ingest.app.process import Process, begun, greeting_lines, refuse_left_files, refuse_left_stream
 from ingest.app.receiving import LEAVE_S_MAX, check_files
 from ingest.config.settings import Settings, split_address
@@ -198,6 +198,7 @@ class Supervisor:
             needs_token=settings.access == TOKEN,
             page=self.admin.page_address(with_key=self._terminal),
             target=known.target,
+            sources=shown_sources(settings),
         ):
             self._process.announce(line)
 

@@ -18,16 +18,15 @@ import itertools
 import json
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import asyncpg
-
 from tests.path.recorded.exchange import Case, exchange
 from tests.path.recorded.record import databases
 from tests.path.recorded.service import Running, command, run_sql
+from tests.support.locks import table_locked
 
 FIRST_US = 1_750_000_000_000_000
 REFUSED_VALUE = 666.0
@@ -154,7 +153,7 @@ class Recording:
         self.elsewhere.append(row)
         self.invalid += 1
         await service.wait_quiet()
-        async with locked(self._direct_url):
+        async with table_locked(self._direct_url):
             self.returning += await post(service, rows("exhausted", 5))
             self.elsewhere += await post(service, rows("replayed", 5))
             await service.wait_quiet()
@@ -171,7 +170,7 @@ class Recording:
         self.invalid -= 1
 
     async def _drain(self, service: Running) -> None:
-        async with locked(self._direct_url):
+        async with table_locked(self._direct_url):
             self.returning += await post(service, rows("drained", 8), ack="buffered")
             service.signal(signal.SIGTERM)
             assert await asyncio.to_thread(service.ended) == 0, service.log.read_text()
@@ -208,18 +207,6 @@ class Recording:
             self.token = done.stdout.split()[-1]
         done = await command(self._checkout, "token", "disable", "ended", *where)
         assert done.code == 0, done
-
-
-@contextlib.asynccontextmanager
-async def locked(url: str) -> AsyncIterator[None]:
-    """Lock the table, so that no client can write."""
-    connection = await asyncpg.connect(url)
-    try:
-        async with connection.transaction():
-            await connection.execute("lock table readings in exclusive mode")
-            yield
-    finally:
-        await connection.close()
 
 
 async def post(service: Running, sent: list[Row], *bad: Any, ack: str = "durable") -> list[Row]:

@@ -20,10 +20,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
 from tests.path.recorded.exchange import Case, exchange
 from tests.path.recorded.service import Running, run_sql
+from tests.support.locks import table_locked
 
 BODY_BYTES_MAX, POST_ROWS_MAX = 20_000, 120
 HELD_ROWS_MAX = 40  # of the service that cannot write
@@ -118,14 +117,9 @@ class Stage:
 
     async def _get_stuck(self, cases: list[Case]) -> None:
         service = self._services[STUCK]
-        connection = await asyncpg.connect(self._urls[STUCK])
-        try:
-            async with connection.transaction():
-                await connection.execute("lock table readings in access exclusive mode")
-                await self._alone(service, _at(cases, "locked"))
-                await connection.execute("alter table readings rename metric to metrik")
-        finally:
-            await connection.close()
+        async with table_locked(self._urls[STUCK], "access exclusive") as connection:
+            await self._alone(service, _at(cases, "locked"))
+            await connection.execute("alter table readings rename metric to metrik")
         await service.wait_state("on_hold")
         await self._alone(service, _at(cases, "on_hold"))
         service.signal(signal.SIGTERM)

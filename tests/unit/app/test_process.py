@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from ingest.app.buffer import make_buffer
 from ingest.app.database import make_target
+from ingest.app.post_rules import shown_sources
 from ingest.app.process import (
     EXIT_BROKEN,
     EXIT_LOST,
@@ -264,6 +265,22 @@ def test_greeting_names_what_can_be_typed_here(
     monkeypatch.delenv("INGEST_PUBLISHED_AT", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    text = greeting(**given)
+    assert [each for each in told if each not in text] == []
+    assert ("devices:" in text) <= ("INGEST_PUBLISHED_AT" not in variables)
+
+
+def test_greeting_names_the_first_sources(tmp_path: Path) -> None:
+    """Where their devices post."""
+    file, presets = tmp_path / "sources.toml", ("ttn", "ecowitt", "ruuvi", "vector")
+    file.write_text("".join(f'[[source]]\npreset = "{each}"\n' for each in presets))
+    text = greeting(sources=shown_sources(Settings(sources_file=str(file))))
+    assert "\nsource:        http://127.0.0.1:1/v1/in/ttn\n" in text
+    assert "/v1/in/ruuvi\ndashboard: " in text
+
+
+def greeting(**given: Any) -> str:
+    """Return all lines, each with a line feed before and behind it."""
     usual: dict[str, Any] = {
         "settings": Settings(state_dir="/my s"),
         "folder": Path("/my s"),
@@ -273,6 +290,4 @@ def test_greeting_names_what_can_be_typed_here(
         "page": "",
         "target": make_target(Settings()),
     }
-    text = "\n".join(["", *greeting_lines(**{**usual, **given}), ""])
-    assert [each for each in told if each not in text] == []
-    assert ("devices:" in text) <= ("INGEST_PUBLISHED_AT" not in variables)
+    return "\n".join(["", *greeting_lines(**{**usual, **given}), ""])

@@ -38,6 +38,11 @@ TRIED = [
         ],
         body=b'{"id":"a","ts":1,"t":"2"}',
     ),
+    Step(
+        f"try esp {AT}",
+        out=["is this meant? `t` is a text or null, no number: not stored"],
+        body=b'{"id":"a","t":"nan","u":1}',
+    ),
     # 1 for a fault, 2 for a body that would be refused, or a wrong name.
     Step(
         f"try esp {AT}",

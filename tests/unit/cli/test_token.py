@@ -181,6 +181,7 @@ STORIES: dict[str, tuple[list[Step], str, list[Any]]] = {
                 ("new 'a b'", "letters"),
                 ("new a --expires tomorrow", "2028-01-01"),
                 ("new a --devices x --device y", "not both"),
+                ("new a --device 'y-*'", "a name without *"),
                 ("new a --formats lines", "there are json, ndjson"),
                 ("new a --posts-per-s fast", "no number"),
                 ("new a --readings-per-s nan", "no number"),

@@ -131,6 +131,7 @@ PLAIN = [
     Row(head(headers=CHUNKED) + b"1\r\n \r\n" * 20_000 + b"0\r\n\r\n", 400, says="too small"),
     # What follows CONNECT would belong to a tunnel, which this port is not.
     Row(post() + head("CONNECT", "x:1") + post(), 202, kept=KEPT, then=(404,)),
+    Row(head("POST", "/v1/in/esp"), 404, says="no source is declared"),
     # What the port offers may be read without a token, but not by a page of another site.
     Row(head("GET", "/openapi.json", {"Origin": "http://evil.example"}), 403),
     # A head may be as large as the refusal of a larger one says.

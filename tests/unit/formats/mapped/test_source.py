@@ -249,12 +249,18 @@ def test_what_may_not_be_meant_is_hinted_at() -> None:
     assert hints(body, time="ts", numeric_strings=True, lists=True) == []
     assert hints(body, only=["ts", "l*"]) == [a_time, a_list]
     assert hints(body, **{"except": ["ts", "a.*"]}) == [a_list]
+    failed = b'{"id":"a","a":"NaN","b":" -inf","c":"","d":null,"on":"on","v":1}'
+    assert [each[:3] for each in hints(failed)] == ["`a`", "`b`", "`c`", "`d`"]
+    assert hints(failed, numeric_strings=True) == hints(failed)
+    assert hints(failed, only=["v"]) == []
     many = b",".join(b'{"id":"a","v%d":"1","%b":1}' % (at, b"x" * 200) for at in range(500))
     assert len(hints(b"[%b]" % many)) == HINTS_MAX
     assert hints(b'{"id":"a","v":"1","w":1}\n' * 500)[0].endswith(f"({HINTED_MAX} x)")
     entries = {"values": "l[]", "metric": "n", "value": "v"}
     (hint,) = hints(b'{"id":"a","l":[{"n":"t","v":"1"},{"n":"u","v":[1]},{"n":"w"}]}', **entries)
     assert hint.startswith("`t` is a number in quotes")
+    (hint,) = hints(b'{"id":"a","l":[{"n":"t","v":"nan"},{"n":"u","v":1}]}', **entries)
+    assert hint == "`t` is a text or null, no number: not stored (1 x)"
     assert len(hints(b'{"id":"a","t":"21.4"}')) == 1  # beside the fault, no_value
 
 
