@@ -102,15 +102,18 @@ def _log_calls_in(name: str, text: str) -> list[tuple[str, str]]:
 
 
 def log_events_table() -> str:
-    """Return the table of log events: levels as in the code."""
+    """Return the table of log events, by their levels in the code: the gravest first."""
     levels = dict[str, set[str]]()
     for event, level in log_calls():
         levels.setdefault(event, set()).add(level)
-    rows = (
-        [f"`{event}`", ", ".join(sorted(levels[event], key=LEVELS.index)), meaning]
-        for event, meaning in EVENTS.items()
-    )
-    return _table(["event", "level", "meaning"], rows)
+    groups = dict[tuple[int, ...], list[list[str]]]()
+    for event, meaning in EVENTS.items():
+        grave = tuple(sorted((LEVELS.index(each) for each in levels[event]), reverse=True))
+        groups.setdefault(grave, []).append([f"`{event}`", meaning])
+    rows = list[list[str]]()
+    for grave in sorted(groups, reverse=True):
+        rows += [[f"**{' or '.join(LEVELS[each] for each in grave)}**", ""], *groups[grave]]
+    return _table(["event", "meaning"], rows)
 
 
 def file_systems_table() -> str:
@@ -144,8 +147,11 @@ def database_table() -> str:
     refuses = f"`serve` refuses to start, unless `{durability.OVERRIDE}`; `doctor` fails"
     unlogged = f"table `{TABLE}`, or a partition of it, is unlogged: {durability.UNLOGGED}"
     rows = [
-        *((f"`{name} = off`: {risk}", refuses) for name, risk in durability.OFF.items()),
-        (unlogged, refuses),
+        *(
+            (f"`{name} = off`: {risk}", "the same" if number else refuses)
+            for number, (name, risk) in enumerate(durability.OFF.items())
+        ),
+        (unlogged, "the same"),
         *(
             (
                 f"`synchronous_commit = {value}` beside synchronous standbys: {risk}",
