@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import Field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import ingest
 from ingest.admin import exposition
 from ingest.app import metrics_and_causes
 from ingest.config.settings import bounds_text, default_text, env_example, groups
+from ingest.config.values import unit
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import Metric
 from ingest.mqtt import service as mqtt
@@ -130,13 +132,18 @@ def file_systems_table() -> str:
     )
 
 
+def _allowed(each: Field[Any]) -> str:
+    is_plain = isinstance(each.default, bool)
+    return "" if is_plain else bounds_text(each).removesuffix(f" {unit(each.name)}")
+
+
 def settings_table() -> str:
     """Return the table of all settings."""
     rows = list[tuple[str, ...]]()
     for title, members in groups():
         rows.append((f"**{title}**", "", "", ""))
         rows += [
-            (f"`{each.name}`", default_text(each), bounds_text(each), each.metadata["why"])
+            (f"`{each.name}`", default_text(each), _allowed(each), each.metadata["why"])
             for each in members
         ]
     return _table(("setting", "default", "allowed", "meaning"), rows)
