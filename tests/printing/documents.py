@@ -36,6 +36,7 @@ from ingest.sinks.postgres.schema import TABLE
 from ingest.system.files import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
 
+RETRY = " after Retry-After"  # the page says it once, for all
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _PACKAGE = Path(ingest.__file__).parent
 _LOGGER = re.compile(r"(self\.)?_?log$|(\w+\.)?get_logger\(")
@@ -60,7 +61,7 @@ def problems_table() -> str:
     return _table(
         ["code", "status", "title", "the client should"],
         (
-            [f"`{code}`", str(each.status), each.title, each.client_should]
+            [f"`{code}`", str(each.status), each.title, each.client_should.replace(RETRY, "")]
             for code, each in PROBLEMS.items()
         ),
     )
@@ -72,14 +73,14 @@ def item_codes_table() -> str:
 
 
 def metrics_table(label: str = "") -> str:
-    """Return the table of the metrics of these processes, with their labels."""
+    """Return the table of the metrics of these processes, with their labels but `label`."""
     rows = list[list[str]]()
     for each in METRICS[label]:
-        labels = ",".join(filter(None, (label, *each.labels)))
+        labels = ",".join(each.labels)
         name = f"`ingest_{each.name}{labels and f'{{{labels}}}'}`"
         is_histogram = each.kind == "histogram"
         rows.append([name, f"{each.meaning}{(is_histogram and ' Histogram.') or ''}"])
-    return _table(["metric", "meaning"], rows)
+    return _table([f"metric, with the label `{label}`" if label else "metric", "meaning"], rows)
 
 
 def log_calls(folder: Path = _PACKAGE) -> Iterator[tuple[str, str]]:
