@@ -143,7 +143,7 @@ METRICS: Metrics[Ledger] = (
     Metric("http_requests_total", "Requests answered.", lambda m: m.requests, ("route", "code")),
     Metric(
         "readings_received_total",
-        "Readings decoded, invalid ones too.",
+        "Decoded, invalid ones too.",
         lambda m: m.received,
     ),
     Metric(
@@ -153,61 +153,61 @@ METRICS: Metrics[Ledger] = (
     ),
     Metric(
         "readings_committed_total",
-        "Readings newly in the table, as the database counts.",
+        "New in the table, as the database counts.",
         lambda m: m.committed,
     ),
     Metric(
         "readings_duplicate_total",
-        "Readings that were in the table already.",
+        "In the table already.",
         lambda m: m.duplicate,
     ),
     Metric(
         "readings_recovered_total",
-        "Readings read from the journal of an earlier process.",
+        "From the journal of an earlier process.",
         lambda m: m.recovered,
     ),
     Metric(
         "readings_replayed_total",
-        "Readings that the automatic replay has sent.",
+        "Sent by the automatic replay.",
         lambda m: m.replayed,
     ),
     Metric(
         "readings_published_total",
-        "Readings that the stream of the broker has.",
+        "The stream of the broker has them.",
         lambda m: m.published,
     ),
     Metric(
         "readings_delivered_total",
-        "Readings from the stream; each delivery counts.",
+        "From the stream; each delivery counts.",
         lambda m: m.delivered,
     ),
     Metric(
         "readings_returned_total",
-        "Readings given back to the stream.",
+        "Given back to the stream.",
         lambda m: m.returned,
     ),
-    Metric("readings_dropped_total", "Readings lost. Must stay 0.", lambda m: m.dropped),
+    Metric("readings_dropped_total", "Lost. Must stay 0.", lambda m: m.dropped),
     Metric(
         "readings_rejected_total",
-        "Readings refused and not kept.",
+        "Refused and not kept.",
         lambda m: m.rejected,
         ("code",),
     ),
     Metric(
         "posts_refused_total",
-        "Requests refused, by problem code.",
+        "By problem code.",
         lambda m: m.posts_refused,
         ("code",),
     ),
     Metric(
         "connections_closed_total",
-        "Connections closed or refused by a limit.",
+        "Closed or refused by a limit.",
         lambda m: m.connections_closed,
         ("cause",),
     ),
     Metric(
         "readings_dead_lettered_total",
-        "Readings kept as dead letters.",
+        "Kept as dead letters.",
         lambda m: m.dead_lettered,
         ("reason",),
     ),
@@ -283,23 +283,21 @@ OF_BUFFER: Metrics[BufferStats] = (
     Metric("buffer_rows", "Readings in the buffer, on the disk too.", lambda b: b.rows),
     Metric(
         "buffer_rows_max",
-        "Limit of the readings in memory (buffer_rows_max).",
+        "The setting buffer_rows_max.",
         lambda b: b.rows_max,
     ),
-    Metric(
-        "buffer_used_ratio", "Share of the buffer in use; if it is 1, posts wait.", lambda b: b.used
-    ),
+    Metric("buffer_used_ratio", "Share in use; at 1 posts wait.", lambda b: b.used),
     Metric("buffer_bytes", "Bytes in memory, with waiting posts.", lambda b: b.size_bytes),
     Metric(
         "buffer_oldest_age_seconds",
-        "Age of the oldest post in the buffer.",
+        "Age of its oldest post.",
         lambda b: 0 if b.oldest_received_s is None else monotonic_s() - b.oldest_received_s,
     ),
 )
 OF_DEAD_LETTERS: Metrics[DeadLetterStats] = (
     Metric(
         "dlq_share_used",
-        "1 while a sender has used its share of the dead letters.",
+        "1 while a sender has used its share.",
         lambda d: bool(d.share_used_by),
     ),
     Metric("dlq_bytes", "Bytes of all dead-letter files.", lambda d: d.size_bytes, of_all=True),
@@ -311,7 +309,7 @@ OF_DEAD_LETTERS: Metrics[DeadLetterStats] = (
     ),
     Metric(
         "dlq_oldest_age_seconds",
-        "Age of the oldest such entry.",
+        "Age of the oldest.",
         lambda d: d.oldest_age_s,
         of_all=True,
     ),
@@ -327,15 +325,13 @@ OF_JOURNAL: Metrics[JournalStats] = (
     Metric("journal_segments", "Files of the journal.", lambda j: j.segments, of_all=True),
     Metric(
         "journal_damaged_total",
-        "Files of the journal found damaged.",
+        "Files found damaged.",
         lambda j: j.damaged,
         of_all=True,
     ),
 )
 OF_STATE: Metrics[Gauges] = (
-    Metric(
-        "db_up", "1 if the last contact with the database succeeded.", lambda g: g.database_up()
-    ),
+    Metric("db_up", "1 if the last contact succeeded.", lambda g: g.database_up()),
     Metric(
         "hold",
         "1 while writes are paused.",
@@ -344,7 +340,7 @@ OF_STATE: Metrics[Gauges] = (
     ),
     Metric(
         "state",
-        "1 for the state that /readyz shows, 0 for the others.",
+        "1 for the state of /readyz, 0 for the others.",
         lambda g: {each: each == g.state() for each in STATES},
         ("state",),
     ),

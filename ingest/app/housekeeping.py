@@ -337,7 +337,7 @@ METRICS: Metrics[Housekeeping] = (
     ),
     Metric(
         "partition_spans_ahead",
-        "Days or months ahead that have a partition; the fewest of all tables.",
+        "Days or months ahead that have a partition, at least.",
         lambda it: min((each.view.spans_ahead for each in it.partitioned), default=None),
     ),
     Metric(
@@ -352,7 +352,7 @@ METRICS: Metrics[Housekeeping] = (
     ),
     Metric(
         "housekeeping_steps_waiting",
-        "Steps of the housekeeping that wait for a person.",
+        "Steps that wait for a person.",
         lambda it: it.waiting,
     ),
     Metric(

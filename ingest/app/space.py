@@ -320,13 +320,13 @@ class Backlog:
 METRICS: Metrics[Fill] = (
     Metric(
         "dlq_bytes_max",
-        "Limit of dlq_bytes (dlq_bytes_max).",
+        "The setting dlq_bytes_max.",
         lambda it: it.dlq_bytes_max,
         of_all=True,
     ),
     Metric(
         "journal_bytes_max",
-        "Limit of journal_bytes (journal_bytes_max); 0 without a journal.",
+        "The setting journal_bytes_max; 0 without a journal.",
         lambda it: it.journal_bytes_max,
         of_all=True,
     ),
@@ -338,7 +338,7 @@ METRICS: Metrics[Fill] = (
     ),
     Metric(
         "disk_free_bytes_min",
-        "With less, posts are refused (disk_free_bytes_min).",
+        "The setting disk_free_bytes_min.",
         lambda it: None if it.disk_free_bytes is None else it.disk_free_bytes_min,
         of_all=True,
     ),

@@ -154,15 +154,15 @@ def _of_faults(faults: tuple[StreamFault, ...]) -> str:
 
 
 METRICS: Metrics[BrokerState] = (
-    Metric("broker_up", "1 while there is a connection to the broker.", lambda it: it.away_s == 0),
+    Metric("broker_up", "1 while the broker is connected.", lambda it: it.away_s == 0),
     Metric(
         "stream_altered",
-        "1 while the stream is not as it must be.",
+        "1 while it is not as it must be.",
         lambda it: bool(it.watch.faults),
     ),
     Metric(
         "stream_removed",
-        "Messages that somebody removed before they were done.",
+        "Messages removed before they were done.",
         lambda it: it.watch.removed,
     ),
 )
@@ -171,34 +171,34 @@ OF_STREAM: Metrics[tuple[StreamState, float]] = (
     Metric("stream_bytes", "Bytes of the stream.", lambda it: it[0].size_bytes),
     Metric(
         "stream_bytes_max",
-        "Limit of stream_bytes (stream_bytes_max).",
+        "The setting stream_bytes_max.",
         lambda it: it[0].bytes_max,
     ),
     Metric(
         "stream_messages",
-        "Messages in the stream, done ones too.",
+        "Its messages, done ones too.",
         lambda it: it[0].messages,
     ),
     Metric(
         "stream_oldest_age_seconds",
-        "Age of the oldest message that is not acknowledged.",
+        "Age of the oldest that is not acknowledged.",
         lambda it: it[1],
     ),
     Metric(
         "consumer_pending",
-        "Messages not delivered yet.",
+        "Not delivered yet.",
         lambda it: {WRITER: it[0].waiting},
         ("consumer",),
     ),
     Metric(
         "consumer_ack_pending",
-        "Messages delivered and not acknowledged.",
+        "Delivered, not acknowledged.",
         lambda it: {WRITER: it[0].pending},
         ("consumer",),
     ),
     Metric(
         "consumer_redelivered",
-        "Messages delivered again and not acknowledged.",
+        "Delivered again, not acknowledged.",
         lambda it: {WRITER: it[0].redelivered},
         ("consumer",),
     ),

@@ -213,7 +213,7 @@ class StreamOutlet(MemoryBuffer):
 METRICS: Metrics[StreamOutlet] = (
     Metric(
         "redeliveries_total",
-        "Messages that had been delivered before.",
+        "Messages delivered before.",
         lambda it: it.redeliveries,
     ),
 )

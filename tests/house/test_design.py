@@ -114,7 +114,7 @@ def test_cited_decisions_are_there() -> None:
     assert len(linked) > len(DECISIONS)
     assert [each for each in linked if homes.get(each[0]) != each[1]] == []
     in_words = [
-        number for text in DECISIONS.values() for number in re.findall(r"\(([0-9]+)\)", text)
+        number for text in DECISIONS.values() for number in re.findall(r"\s\(([0-9]+)\)", text)
     ]
     assert [each for each in in_words if each not in homes] == []
 

@@ -221,7 +221,7 @@ OF_NOW: Metrics[ForwardService] = (
     ),
     Metric(
         "forward_lag_bytes_max",
-        "With a larger lag, messages are skipped (forward_lag_bytes_max).",
+        "The setting forward_lag_bytes_max; beyond it messages are skipped.",
         lambda it: it.watch.bytes_max,
     ),
     Metric(
