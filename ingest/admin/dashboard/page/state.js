@@ -50,7 +50,7 @@ export function showState(news, about, value, lately) {
   say(byId("state-word"), word);
   say(byId("state-text"), senders?.[2] ?? sentence(news, about, value, away));
   say(byId("state-todo"), senders?.[3] ?? todo(news, about, value, away));
-  showMore(news.ready, about.runbook && (senders?.[4] ?? runbook));
+  showMore(news.ready, about.runbook && (senders?.[4] ?? runbook), lately?.deadNow === 0);
   announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}${senders?.[1]}`);
   const begin = cause_since ?? since;
   byId("state-since").textContent = senders ? "" : `since ${moment(begin)} (${duration(Math.round((Date.now() - Date.parse(begin)) / 1000))})`;
@@ -102,9 +102,9 @@ function todo(news, about, value, away) {
   return "";
 }
 
-/** When something is going to be full, soonest first, and where the runbook says more. */
-function showMore({ full_in_s }, section) {
-  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds > 0 && seconds < YEAR_S) /* 0: it is full, and the state says so */;
+/** When something is going to be full, soonest first, and where the runbook says more. `still`: no dead letter is added. */
+function showMore({ full_in_s }, section, still) {
+  const soon = Object.entries(full_in_s ?? {}).filter(([what, seconds]) => !(still && what === "dead_letters") && seconds > 0 && seconds < YEAR_S) /* 0: it is full, and the state says so */;
   soon.sort((one, other) => one[1] - other[1]);
   const told = soon.map(([what, seconds]) => [FULL[what] ?? what, rough(seconds)]);
   const list = byId("state-full");
