@@ -39,7 +39,6 @@ export function showFigures(news, about, value) {
 }
 
 function showFlow({ sum }, about, value) {
-  const back = sum.recovered + sum.replayed;
   const fill = value("buffer_used_pct");
   figure("flow", "received", "Received", `${short(value("received"))}/s`, `${short(sum.received)} in all`);
   figure("flow", "committed", "Stored", `${short(value("committed"))}/s`,
@@ -48,14 +47,15 @@ function showFlow({ sum }, about, value) {
   if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
     inStream ? `${short(inStream)} in stream` : inStream === null ? "stream not known" : "none in stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   else figure("flow", "waiting", "Waiting", short(value("held")),
-    (value("held") ? `oldest ${value("oldest_s") < 1 ? "< 1 s" : rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    (value("held") ? `oldest ${value("oldest_s") < 1 ? "< 1 s" : rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)}\u00a0%` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");
   const lost = off || sum.dropped;
   byId("f-balance").dataset.tone = lost ? "bad" : "";
   byId("f-balance").textContent = sum.dropped ? `${count(sum.dropped)} readings are lost.`
     : off ? `${count(off)} readings are not accounted for.`
-    : `Every reading is accounted for.${back ? ` ${short(back)} came back.` : ""}`;
-  byId("f-balance").title = back ? `${count(sum.recovered)} from the journal, ${count(sum.replayed)} by replay` : "";
+    : `Every reading is accounted for.${[
+      [sum.rejected, "refused"], [sum.recovered, "read from the journal of the run before"], [sum.replayed, "replayed from the dead letters"],
+    ].map(([number, what]) => (number ? ` ${count(number)} ${what}.` : "")).join("")}`;
 }
 
 function showTrouble({ sum, ready }, about, value) {
@@ -63,8 +63,7 @@ function showTrouble({ sum, ready }, about, value) {
   const live = value("dlq_readings");
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
   const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
-  figure("trouble", "rejected", "Rejected", refused ? short(refused) : `${short(value("rejected"))}/s`,
-    refused ? "posts in 1 min" : sum.rejected ? `${short(sum.rejected)} in all` : "none", refused || value("rejected") ? "warn" : "dim");
+  figure("trouble", "rejected", "Refused", short(refused), refused ? "posts in 1 min" : "no post now", refused ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
     live ? size || `oldest ${rough(sum.dlq?.[1])}` : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");

@@ -42,7 +42,7 @@ function onHistory(history) {
 function onNews(event) {
   newest = Object.fromEntries(about.order.map((name, at) => [name, event.v[at]]));
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
-  const trouble = showState(event, about, value);
+  const trouble = showState(event, about, value, curves.lately());
   showFigures(event, about, value);
   if (level !== "ok" && event.level === "ok") setTimeout(() => device.draw(), LATE_MS); // readings that waited are written now
   level = event.level;
