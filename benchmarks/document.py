@@ -1,4 +1,4 @@
-"""The text of RESULTS.md: the conditions, and a table a case, all with the same columns.
+"""The text of RESULTS.md: the conditions, and a table a case, with the columns that have figures.
 
 Pure: takes figures, gives Markdown.
 """
@@ -25,12 +25,12 @@ newest record is here.
 ./run bench --against COMMIT               did a change make it slower? records nothing
 ```
 
-Driver, service, PostgreSQL and peers (Debian's packages) share one machine, and take turns: each
-run measures each of them once, on fresh data, and counts what is stored. Figures are medians of the
-runs; in brackets the lowest and the highest. Usually 64 connections post as fast as they get
-answers, of 200 devices with one metric. A fleet has more devices, keys or new connections. The last
-columns: CPU of the service or peer, and of PostgreSQL; bytes a reading on the disk. PostgreSQL and
-InfluxDB 1.x answer when it is on the disk, `ack=buffered` and VictoriaMetrics from memory.
+Driver, service, PostgreSQL and peers (Debian's packages) share one machine. Each run measures each
+of them in turn, on fresh data, and counts what is stored. Figures are medians; in brackets the
+lowest and the highest. Usually 64 connections post as fast as they get answers, of 200 devices with
+one metric. The last columns: CPU of the service or peer, and of PostgreSQL; bytes a reading on the
+disk; k: thousands. PostgreSQL and InfluxDB 1.x answer when it is on the disk, `ack=buffered` and
+VictoriaMetrics from memory.
 """
 LAST = """## What helped, what lost, and why
 
@@ -85,6 +85,8 @@ def cell(runs: Iterable[Figures], value: Value, *, spread: bool = False) -> str:
     median = shown(statistics.median(values))
     if not spread or len(values) == 1:
         return median
+    if min(values) >= 100_000:
+        return f"{median} ({min(values) / 1_000:,.0f} to {max(values) / 1_000:,.0f} k)"
     return f"{median} ({shown(min(values))} to {shown(max(values))})"
 
 
@@ -155,17 +157,15 @@ def _told(lines: Sequence[Line]) -> str:
 
 def _case(case: Case, line: Line, runs: Sequence[str]) -> str:
     parts = ["\n".join(f"- {verdict_line(each)}" for each in judge(case, line.runs))]
-    rows = [
-        (ALL[name].title, *cells)
-        for name in case.contenders
-        if any(cells := cells_of(line.runs.get(name, ())))
-    ]
+    measured = [name for name in case.contenders if any(cells_of(line.runs.get(name, ())))]
+    columns = measured_columns([line.runs[name] for name in measured])
+    rows = [(ALL[name].title, *cells_of(line.runs[name], columns)) for name in measured]
     rows += [
         (label, cell(line.runs.get(name, ()), first_of(figure), spread=True))
         for label, name, figure in case.shown
     ]
     if rows:
-        head = ("", *COLUMNS) if len(rows[0]) > 2 else ("", case.unit)
+        head = ("", *columns) if measured else ("", case.unit)
         parts.append("\n".join(table(head, rows)))
     parts += [
         f"{ALL[name].title}: {line.left_out[name]}."
@@ -176,6 +176,15 @@ def _case(case: Case, line: Line, runs: Sequence[str]) -> str:
     return f"## {case.title}\n\n" + "\n\n".join(parts) + "\n"
 
 
-def cells_of(runs: Sequence[Figures]) -> list[str]:
+def measured_columns(contenders: Sequence[Sequence[Figures]]) -> Mapping[str, Value]:
+    """Return the columns that at least one contender has a figure for."""
+    return {
+        name: value
+        for name, value in COLUMNS.items()
+        if any(cell(runs, value) for runs in contenders)
+    }
+
+
+def cells_of(runs: Sequence[Figures], columns: Mapping[str, Value] = COLUMNS) -> list[str]:
     """Return the cells of a contender, the rate with its spread."""
-    return [cell(runs, value, spread=value is rate) for value in COLUMNS.values()]
+    return [cell(runs, value, spread=value is rate) for value in columns.values()]
