@@ -5,6 +5,7 @@ Pure: takes figures, gives Markdown.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +30,8 @@ Driver, service, PostgreSQL and peers (Debian's packages) share one machine. Eac
 of them in turn, on fresh data, and counts what is stored. Figures are medians; in brackets the
 lowest and the highest. Usually 64 connections post as fast as they get answers, of 200 devices with
 one metric. The last columns: CPU of the service or peer, and of PostgreSQL; bytes a reading on the
-disk; k: thousands. PostgreSQL and InfluxDB 1.x answer when it is on the disk, `ack=buffered` and
-VictoriaMetrics from memory.
+disk. PostgreSQL and InfluxDB 1.x answer when it is on the disk, `ack=buffered` and VictoriaMetrics
+from memory.
 """
 LAST = """## What helped, what lost, and why
 
@@ -85,8 +86,6 @@ def cell(runs: Iterable[Figures], value: Value, *, spread: bool = False) -> str:
     median = shown(statistics.median(values))
     if not spread or len(values) == 1:
         return median
-    if min(values) >= 100_000:
-        return f"{median} ({min(values) / 1_000:,.0f} to {max(values) / 1_000:,.0f} k)"
     return f"{median} ({shown(min(values))} to {shown(max(values))})"
 
 
@@ -98,8 +97,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def machine_of(line: Line) -> str:
     """Return what the cases of a line were measured on."""
-    text = "{processor}, {cores} cores, {memory}, {system}, Python {python}"
-    return text.format_map(defaultdict(lambda: "?", line.environment))
+    return "{processor}, {cores} cores, {memory}, {system}, Python {python}".format_map(
+        defaultdict(lambda: "?", line.environment)
+    )
 
 
 def when(line: Line) -> str:
@@ -141,8 +141,7 @@ def verdict_line(verdict: Verdict) -> str:
 
 def anchor(title: str) -> str:
     """Return the anchor that Markdown viewers give a heading."""
-    kept = "".join(each for each in title.lower() if each.isalnum() or each in " -_")
-    return kept.replace(" ", "-")
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def _told(lines: Sequence[Line]) -> str:
@@ -158,7 +157,11 @@ def _told(lines: Sequence[Line]) -> str:
 def _case(case: Case, line: Line, runs: Sequence[str]) -> str:
     parts = ["\n".join(f"- {verdict_line(each)}" for each in judge(case, line.runs))]
     measured = [name for name in case.contenders if any(cells_of(line.runs.get(name, ())))]
-    columns = measured_columns([line.runs[name] for name in measured])
+    columns = {
+        column: value
+        for column, value in COLUMNS.items()
+        if any(cell(line.runs[name], value) for name in measured)
+    }
     rows = [(ALL[name].title, *cells_of(line.runs[name], columns)) for name in measured]
     rows += [
         (label, cell(line.runs.get(name, ()), first_of(figure), spread=True))
@@ -172,17 +175,7 @@ def _case(case: Case, line: Line, runs: Sequence[str]) -> str:
         for name in case.contenders
         if name in line.left_out
     ]
-    parts.append(f"Record {runs.index(line.at) + 1}.")
-    return f"## {case.title}\n\n" + "\n\n".join(parts) + "\n"
-
-
-def measured_columns(contenders: Sequence[Sequence[Figures]]) -> Mapping[str, Value]:
-    """Return the columns that at least one contender has a figure for."""
-    return {
-        name: value
-        for name, value in COLUMNS.items()
-        if any(cell(runs, value) for runs in contenders)
-    }
+    return "\n\n".join([f"## {case.title}", *parts, f"Record {runs.index(line.at) + 1}.\n"])
 
 
 def cells_of(runs: Sequence[Figures], columns: Mapping[str, Value] = COLUMNS) -> list[str]:
