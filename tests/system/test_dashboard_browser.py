@@ -298,6 +298,8 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
             "alone": [[20, 23, 1], [-1, 1, 1]],
             "begin": 1000,
             "told": ["0 B", "80 MiB", "1.5 GiB", "2 TiB"],
+            "printed": "a\\u0000b",
+            "left": [10, 10, 12],
         }
 
 
@@ -365,7 +367,13 @@ SCALES = """(async () => {
     const {Board, between, scale, usual} = await import('/page/board.js');
     const young = new Board(1800);
     young.append(1000, {x: Array(40).fill(1)});
-    const {bytes} = await import('/page/text.js');
+    const {bytes, make} = await import('/page/text.js');
+    const {steady} = await import('/page/state.js');
+    const left = [10, 1000, 12].map((odd) => {
+        const full = {odd};
+        steady(full);
+        return full.odd;
+    });
     const tops = [[0.75], [1000], [1001], [70 * 2 ** 20, 1024], [2 ** 10, 1024], [2 ** 30, 1024]];
     return {
         tops: tops.map((each) => scale(...each).top),
@@ -374,6 +382,8 @@ SCALES = """(async () => {
         alone: [[21.4, 21.4], [0, 0]].map((each) => Object.values(between(...each))),
         begin: young.begin,
         told: [0, 80 * 2 ** 20, 1.5 * 2 ** 30, 2 ** 41].map(bytes),
+        printed: make('p', {}, 'a\\u0000b').textContent,
+        left,
     };
 })()"""
 

@@ -122,6 +122,7 @@ export class Curves {
       pen.fillRect((row / board.shown) * width, 0, Math.max(1, ((end - row) / board.shown) * width), 10);
     }
     const told = Object.entries(seconds).map(([word, time]) => `${word} ${duration(time)}`).join(", ");
+    byId("ribbon-begin").textContent = clock(board.begin);
     canvas.setAttribute("aria-label", `States in the time shown: ${told}`);
     canvas.title = told;
   }

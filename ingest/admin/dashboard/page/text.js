@@ -6,6 +6,9 @@ export const byId = (id) => document.getElementById(id);
 /** How a command of the service is typed: `run`, and `restart`. The history says how it is here. */
 export const typed = { run: "ingest", restart: "ingest serve" };
 
+/** A text whose control characters are written as JSON does: a font has no sign for them. */
+const printable = (text) => text.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f]/g, (each) => `\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 /** Make an element. `has` are attributes (`class`, `title`, ..); children are nodes or texts. */
 export function make(name, has = {}, ...children) {
   const element = document.createElement(name);
@@ -13,15 +16,17 @@ export function make(name, has = {}, ...children) {
     if (typeof value === "function") element.addEventListener(key, value);
     else if (value !== false && value != null) element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...children.map((each) => (each instanceof Node ? each : String(each ?? ""))));
+  element.append(...children.map((each) => (each instanceof Node ? each : printable(String(each ?? "")))));
   return element;
 }
+
+const LONG = 100; // a command that scrolls on a phone
 
 /** Put a text into an element; text between backticks is shown as code. */
 export function say(element, text) {
   if (element.dataset.said === text) return; // a screen reader need not hear it again
   element.dataset.said = text;
-  element.replaceChildren(...text.split("`").map((part, at) => (at % 2 ? make("code", {}, part) : part)));
+  element.replaceChildren(...text.split("`").map((part, at) => (at % 2 ? make("code", part.length > LONG ? { class: "long", tabindex: 0 } : {}, part) : part)));
 }
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
