@@ -30,7 +30,7 @@ from ingest.sinks.postgres.connection import identity
 from ingest.sinks.postgres.schema import READINGS, TargetTable
 from ingest.system.clock import monotonic_s, rfc3339, sleep_unless, unix_us
 from ingest.system.logs import Occasionally, get_logger
-from ingest.system.state_folder import StateFolder
+from ingest.system.state_folder import EMBEDDED, StateFolder
 
 LATELY_S = 60.0
 SAMPLE_S = 5.0
@@ -268,8 +268,10 @@ class Health(Judged):
         """Keep the most important one, and log it when it changes."""
         was, self._other = self._other, min(others, key=lambda each: rank_of(each.cause))
         cause, words, details, _ = self._other
-        if cause != was.cause:
+        if cause and cause != was.cause:
             self._log.warning("trouble", cause=cause, was=was.cause, words=words, details=details)
+        elif cause != was.cause:
+            self._log.info("trouble", cause="", was=was.cause, words="", details="")
 
     def _of_database(self) -> Trouble:
         """Return why nothing is written, or nothing; before the first check nobody has answered."""
@@ -347,14 +349,24 @@ def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]
 
 
 class FirstContact:
-    """Tells `health` when posts are taken. `may_take`: also before the table has been checked."""
+    """Tells `health` when posts are taken. `may_take`: also before the table has been checked.
+
+    `is_embedded`: the database is the one of this state folder, whatever its URL is now.
+    """
 
     def __init__(
-        self, health: Health, folder: StateFolder, *, may_take: bool, target: TargetTable = READINGS
+        self,
+        health: Health,
+        folder: StateFolder,
+        *,
+        may_take: bool,
+        is_embedded: bool = False,
+        target: TargetTable = READINGS,
     ) -> None:
         self._health = health
         self._folder = folder
         self._may_take = may_take
+        self._is_embedded = is_embedded
         self._target = target
         self._known = False
         self._remembered = ""
@@ -363,14 +375,16 @@ class FirstContact:
 
     def _name(self, url: str) -> str:
         """Return the database and the table, if that is not the default, for the state folder."""
-        target, database = self._target, identity(url)
+        target, database = self._target, EMBEDDED if self._is_embedded else identity(url)
         ours = f" {target.name} ({target.column_list})"
         return database if target == READINGS else database + ours
 
     def begin(self, url: str) -> None:
         """The first connection to this database is about to be made."""
-        self._remembered = self._folder.remembered_database()
-        self._known = self._may_take and self._remembered == self._name(url)
+        self._remembered, name = self._folder.remembered_database(), self._name(url)
+        self._known = self._may_take and self._remembered == name
+        if self._remembered not in ("", name):
+            self._log.warning("database_changed", was=self._remembered, now=name)
         if self._known:
             self._health.taking_unchecked()
 
@@ -389,7 +403,7 @@ class FirstContact:
     def checked(self, url: str) -> None:
         """The table of this database is right. Blocks for two fsyncs if that is new."""
         name = self._name(url)
-        if not self._may_take or name == self._remembered:
+        if name == self._remembered:
             return
         try:
             self._folder.remember_database(name)

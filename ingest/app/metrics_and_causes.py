@@ -119,4 +119,5 @@ def _fix_url(settings: Settings, origin: str, restart: str) -> str:
     if settings.database_url_file:
         return f"Correct the file {settings.database_url_file}; the service reads it again itself."
     place = origin if origin.startswith(("INGEST_", "--")) else f"database_url in {origin}"
-    return f"Correct {place}, then restart the service: `{restart}`."
+    how = " with the same command and options" if place.startswith("--") else f": `{restart}`"
+    return f"Correct {place}, then restart the service{how}."

@@ -39,7 +39,7 @@ from ingest.system.clock import sleep_unless
 from ingest.system.files import replace_private
 from ingest.system.process_setup import handle_signals, ignore_signals, raise_open_files_limit
 from ingest.system.service_manager import Notifier
-from ingest.system.state_folder import StateFolder
+from ingest.system.state_folder import EMBEDDED, StateFolder
 from ingest.system.waiting import unless
 from ingest.system.words import command_words
 
@@ -206,6 +206,22 @@ def refuse_left_files(folder: StateFolder) -> None:
             "start `ingest serve` again, replay or discard its dead letters (`ingest dlq list`), "
             "and stop it when its readings are written (its last line says held=0); then start "
             "`ingest up`"
+        )
+
+
+def refuse_other_database(folder: StateFolder, settings: Settings) -> None:
+    """Raise StartError if readings that wait for another database would go to the embedded one.
+
+    Blocks. Whoever forgets the URL at a start must not find out when the readings are there.
+    """
+    other = "" if settings.database_url else folder.remembered_database()
+    is_read = settings.buffer == "journal" and other not in ("", EMBEDDED)
+    if is_read and has_blocks(folder.journal):
+        raise StartError(
+            f"the journal ({folder.journal}) has readings for the database {other}, and no "
+            "database_url is set: they would be written to the embedded database. Give the same "
+            "--database-url (or INGEST_DATABASE_URL) as before. If you want them in the embedded "
+            f"database, first remove the file {folder.checked_database}"
         )
 
 

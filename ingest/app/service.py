@@ -22,7 +22,13 @@ from ingest.app.admin import AdminSide
 from ingest.app.metrics_and_causes import advice
 from ingest.app.pipeline.core import Core
 from ingest.app.post_rules import shown_sources
-from ingest.app.process import Process, begun, greeting_lines, refuse_left_stream
+from ingest.app.process import (
+    Process,
+    begun,
+    greeting_lines,
+    refuse_left_stream,
+    refuse_other_database,
+)
 from ingest.app.receiving import leave, taking
 from ingest.config.settings import Settings, split_address
 from ingest.embedded.postgres import EmbeddedPostgres
@@ -48,9 +54,11 @@ async def serve(
     """
     with begun(settings, "service") as folder:
         refuse_left_stream(folder)
+        refuse_other_database(folder, settings)
         process = Process("service", announce, Notifier.from_environment())
-        words = advice(settings, url_origin)
-        return await Service(settings, folder, process, words, terminal=terminal).run()
+        return await Service(
+            settings, folder, process, advice(settings, url_origin), terminal=terminal
+        ).run()
 
 
 class Service:
@@ -70,10 +78,9 @@ class Service:
         self._terminal = terminal
         self._folder = folder
         self._process = process
+        self._fix_url = words["fix_url"]
         self._token = settings.admin_token or secrets.token_urlsafe(24)
-        self._embedded: EmbeddedPostgres | None = None
-        if not settings.database_url:
-            self._embedded = EmbeddedPostgres(folder.postgres)
+        self._embedded = None if settings.database_url else EmbeddedPostgres(folder.postgres)
         self._info: ServiceInfo | None = None  # what was published
         tail = Tail()
         core = self.core = Core(
@@ -128,6 +135,7 @@ class Service:
             cert_file=settings.tls_cert_file and str(Path(settings.tls_cert_file).absolute()),
             target=core.target.in_sql,
             is_open=not core.endpoint.needs_token,
+            fix_url=self._fix_url,
         )
         self._folder.publish(self._info)
         await core.connect(url, letters=self._letters, on_checked=self._checked)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ingest.config.settings import Settings
 from ingest.config.values import shown
-from ingest.model.causes import Cause, Trouble
+from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.ledger import DeadLetterStats, Metric, Metrics
 from ingest.model.ports import BufferStats
 from ingest.system.clock import monotonic_s
@@ -83,11 +83,11 @@ Waiting = tuple[int, str, float]
 class DiskSpace:
     """The disk of a state folder; with less than `free_bytes_min` posts are refused. 0: no bound.
 
-    `broken` returns True if the journal cannot be written.
+    `broken` returns why the journal cannot be written, or "".
     """
 
     def __init__(
-        self, folder: StateFolder, *, free_bytes_min: int, broken: Callable[[], bool]
+        self, folder: StateFolder, *, free_bytes_min: int, broken: Callable[[], str]
     ) -> None:
         self.free_bytes = 0  # at the last look
         self._folder = folder
@@ -109,16 +109,16 @@ class DiskSpace:
     @property
     def refuses(self) -> bool:
         """Whether no post can be kept."""
-        return self._is_low or self._broken()
+        return self._is_low or bool(self._broken())
 
     def trouble(self) -> Trouble:
         """Return why no post can be kept, or nothing."""
-        if self._broken():
-            words = CAUSES[JOURNAL_BROKEN].words
-            return Trouble(JOURNAL_BROKEN, words, self._fullest, DISK_LOW)
-        if self._is_low:
+        broken = self._broken()
+        if broken and "No space left" not in broken:
+            return trouble_of(CAUSES, JOURNAL_BROKEN, self._fullest)._replace(state=DISK_LOW)
+        if broken or self._is_low:
             least = shown("disk_free_bytes_min", self._free_bytes_min)
-            words = f"less than {least} of disk are free"
+            words = "no space is left" if broken else f"less than {least} of disk are free"
             return Trouble(DISK_LOW, words, self._fullest, DISK_LOW)
         return Trouble()
 

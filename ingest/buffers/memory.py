@@ -93,9 +93,9 @@ class MemoryBuffer(MemoryInlet):
         self.queue = BlockQueue(self.writers)
 
     @property
-    def broken(self) -> bool:
-        """Whether the buffer has lost a part that it needs: memory it always has."""
-        return False
+    def broken(self) -> str:
+        """Why the buffer has lost a part that it needs: memory it always has."""
+        return ""
 
     def open(self) -> list[Work]:
         """Return no work: memory needs none."""

@@ -116,11 +116,13 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
     if url := known_url(settings):
         yield url
         return
+    from ingest.app.process import refuse_other_database  # noqa: PLC0415
     from ingest.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415
     from ingest.system import logs  # noqa: PLC0415
 
     logs.configure("error")
     path = state_dir(settings)
+    refuse_other_database(StateFolder(path), settings)
     if not may_make and not (StateFolder(existing(path)).postgres / "data").exists():
         raise StartError(
             f"there is no database in the state folder {path} yet: `ingest serve` makes one. "

@@ -9,6 +9,7 @@ from ingest.cli.context import ask
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.model.causes import LETTERS_FULL
+from ingest.system.clock import unix_us
 from ingest.system.words import duration
 
 
@@ -16,6 +17,14 @@ def _show(_args: argparse.Namespace, loaded: Loaded) -> Ending:
     answer = ask(loaded.settings, "GET", "/readyz")
     if answer.get("reason"):
         answer["said"] = ask(loaded.settings, "GET", "/hold").get("said")
+    lately = ask(loaded.settings, "GET", f"/history?since={unix_us() // 1_000_000 - 60}")
+    came, *dead = (
+        sum(filter(None, column))
+        for name, column in lately.get("columns", {"received": ()}).items()
+        if name == "received" or name.startswith("dead_")
+    )
+    if any(dead):
+        answer["dead_letters_60s"] = f"{min(1, sum(dead) / max(came, 1)):.0%}"
     return Ending(answer, state_text(answer))
 
 
@@ -43,7 +52,7 @@ def state_text(answer: dict[str, Any]) -> str:
     # A message may quote a reading. Its control characters must not reach the terminal.
     said = "".join(c if c.isprintable() else " " for c in str(answer.get("said") or ""))
     anchor = answer.get("runbook")
-    left = answer.get("full_in_s") or {}
+    dead = answer.get("dead_letters_60s")
     lines = {
         "state": answer.get("state"),
         "reason": answer.get("reason") or "-",
@@ -51,7 +60,12 @@ def state_text(answer: dict[str, Any]) -> str:
         "said": said,
         "next": answer.get("next"),
         "runbook": f"deploy/RUNBOOK.md#{anchor}" if anchor else "",
-        "full in": _listed({each: s and duration(s) for each, s in left.items()}),
+        "full in": _listed(
+            {each: s and duration(s) for each, s in (answer.get("full_in_s") or {}).items()}
+        ),
+        "letters": dead
+        and f"{dead} of the readings of the last minute became dead letters, see "
+        "deploy/RUNBOOK.md#ingestdeadlettersmany",
         "refused": _listed(answer.get("refused_60s"), " in the last minute"),
         "closed": _listed(answer.get("closed_60s"), " in the last minute"),
     }

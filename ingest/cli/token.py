@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ from ingest.config.named_files import state_dir
 from ingest.config.settings import Settings
 from ingest.config.values import moment_us
 from ingest.model import reading
-from ingest.model.errors import IngestError
+from ingest.model.errors import IngestError, StartError
 from ingest.system.clock import unix_us
-from ingest.system.state_folder import StateFolder
+from ingest.system.state_folder import StateFolder, running_service
 
 OVERLAP_DAYS = 30.0
 FORMS = (  # that a token may be limited to
@@ -116,6 +117,10 @@ def _rotate(args: argparse.Namespace, loaded: Loaded) -> Ending:
             f"the token {args.name} has an end: give the new one its own with --expires TIME, or "
             "--expires never"
         )
+    with suppress(StartError):  # then it is not known
+        service = running_service(state_dir(loaded.settings))
+        if service is not None and service.is_open and not before.admin:
+            print("The service lets everybody post until it is restarted.", file=sys.stderr)
     at_us = unix_us() + int(args.overlap_days * _DAY_US)
     ends = b"".join(end_line(each, at_us) for each in live)
     like = before._replace(ends_us=math.inf if args.expires is None else args.expires)

@@ -126,7 +126,7 @@ _READ_MESSAGE = "`{run} hold show` prints the message of the server."
 MAKE_SPACE = (
     "`{run} dlq stats` counts the entries by reason. Fix what they have in common and replay them, "
     "such as `{run} dlq replay --where reason=refused_by_database`. Or discard them, such as "
-    "`{run} dlq discard --where reason=invalid`. If the disk has space, you can also raise "
+    "`{run} dlq discard --where reason=invalid --yes`. If the disk has space, you can also raise "
     "dlq_bytes_max."
 )
 

@@ -145,8 +145,8 @@ class Buffer(Inlet, Outlet, Protocol):
         """The acknowledgements that the buffer gives without the database, best first."""
 
     @property
-    def broken(self) -> bool:
-        """Whether the disk or another part that the buffer needs has failed."""
+    def broken(self) -> str:
+        """Why the disk or another part that the buffer needs has failed; "": it has not."""
 
     def open(self) -> list[Work]:
         """Start; return the work that must run in the background from now on. Raises StartError."""

@@ -57,6 +57,7 @@ EVENTS: dict[str, str] = {
     "database_back": "It answers again.",
     "on_hold": "Writes are paused until somebody fixes the cause.",
     "writing_resumed": "Writes go on.",
+    "database_changed": "It was another one at the last start. What waits is written to this one.",
     "database_never_seen": "It is away, and was never seen from here.",
     "database_not_remembered": "The disk did not keep that it was seen.",
     "database_url_changed": "The changed URL is used.",

@@ -36,6 +36,7 @@ from ingest.system.files import (
 from ingest.system.logs import Occasionally, get_logger
 
 MARK_WARNING_S = 3600.0
+EMBEDDED = "the embedded database"  # the name of the one that is in the state folder
 MARK_BYTES_MAX = 512  # one sector: it is written whole or not at all
 
 
@@ -46,6 +47,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `page` is the dashboard's address with a key, which works once. `cert_file` is the certificate
     of the data port, if that speaks TLS. `target` are the table and its columns for time, device,
     metric and value, as SQL names them. `is_open`: everybody may post until it is restarted.
+    `fix_url`: how to correct the URL of its database, in words.
     """
 
     pid: int
@@ -59,6 +61,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, kw_only=True):
     cert_file: str = ""
     target: tuple[str, ...] = ("readings", "ts", "device_id", "metric", "value")
     is_open: bool = False
+    fix_url: str = ""
 
 
 class StateFolder:
@@ -73,7 +76,7 @@ class StateFolder:
         self.broker_left = self.broker / "left"  # the note of what it holds
         self._lock_path = path / "lock"
         self._service_path = path / "service.json"
-        self._database_path = path / "checked-database"
+        self.checked_database = path / "checked-database"
 
     @classmethod
     def open(cls, path: Path) -> StateFolder:
@@ -137,13 +140,13 @@ class StateFolder:
 
     def remember_database(self, name: str) -> None:
         """Note that the table of this database is right, for the next start. Raises OSError."""
-        replace_private(self._database_path, f"{name}\n".encode(), sync=True)
+        replace_private(self.checked_database, f"{name}\n".encode(), sync=True)
         sync_folder(self.path)
 
     def remembered_database(self) -> str:
         """Return the name that was noted last, or nothing."""
         try:
-            return self._database_path.read_text(errors="replace").strip()
+            return self.checked_database.read_text(errors="replace").strip()
         except OSError:
             return ""
 

@@ -35,7 +35,7 @@ def make_health(**given: Any) -> Health:
     arguments: dict[str, Any] = {
         "buffer": lambda: EMPTY,
         "database_state": FakeDatabase(),
-        "disk": DiskSpace(disk, free_bytes_min=settings.disk_free_bytes_min, broken=lambda: False),
+        "disk": DiskSpace(disk, free_bytes_min=settings.disk_free_bytes_min, broken=lambda: ""),
         "ledger": Ledger(),
         "fill": Fill(Settings()),
         "advice": {name: f"<{name}>" for name in FIELDS},

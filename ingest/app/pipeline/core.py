@@ -105,9 +105,12 @@ class Core:
             fill=Fill(settings, lambda: self.buffer.journal_stats().size_bytes),
             advice=words,
         )
-        may_take = settings.buffer == "journal" and bool(settings.database_url)
         self.first_contact = FirstContact(
-            self.health, self._folder, may_take=may_take, target=self.target
+            self.health,
+            self._folder,
+            may_take=settings.buffer == "journal" and bool(settings.database_url),
+            is_embedded=not settings.database_url,
+            target=self.target,
         )
         self.endpoint = make_endpoint(
             settings,

@@ -348,9 +348,11 @@ class JournalBuffer(MemoryBuffer):
         return _earliest(self.queue.oldest_s(), self._backlog.oldest_s(), on_disk_s)
 
     @property
-    def broken(self) -> bool:
-        """Whether the journal cannot be written now, or the disk does not answer."""
-        return self.journal.broken is not None or self.journal.hangs
+    def broken(self) -> str:
+        """Why the journal cannot be written now: the error, or that the disk does not answer."""
+        return str(
+            self.journal.broken or ("the disk does not answer" if self.journal.hangs else "")
+        )
 
     def journal_stats(self) -> JournalStats:
         """Return what is in the folder."""

@@ -296,12 +296,19 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
             partitions = await partition_checks(settings, url)
     except DatabaseRefused as error:
         words = advice(settings, loaded.origins["database_url"])
+        if service is not None and not settings.database_url:
+            words["fix_url"] = service.fix_url
         return [Check("database", FAIL, f"{error}. {next_step(error.reason, words)}")]
     except IngestError as error:  # of the embedded database: it says what to do
         return [Check("database", FAIL, str(error))]
-    kind = "configured" if settings.database_url else "embedded"
+    of_other = "embedded" if service is None else "of the running service"
     checks = database_checks(found, settings, service_runs=service is not None)
-    return [Check("database", OK, f"answers ({kind})"), *checks, *columns, *partitions]
+    return [
+        Check("database", OK, f"answers ({'configured' if settings.database_url else of_other})"),
+        *checks,
+        *columns,
+        *partitions,
+    ]
 
 
 COMMAND = Command(

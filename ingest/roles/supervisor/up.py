@@ -123,6 +123,7 @@ class Supervisor:
         self._folder = folder
         self._process = process
         self._terminal = terminal
+        self._fix_url = words["fix_url"]
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder, process.guard)
         self._token_file = open_tokens(settings)
@@ -259,6 +260,7 @@ class Supervisor:
                 cert_file=cert_file and str(Path(cert_file).absolute()),
                 target=make_target(self._settings).in_sql,
                 is_open=self._settings.access == OPEN,
+                fix_url=self._fix_url,
             )
         )
 

@@ -13,7 +13,7 @@ import structlog
 
 from ingest.app.health import FirstContact
 from ingest.app.metrics_and_causes import CAUSES
-from ingest.app.space import Fill
+from ingest.app.space import DiskSpace, Fill
 from ingest.config.settings import Settings
 from ingest.model.causes import Trouble, Verdict, WriteFailed
 from ingest.model.ledger import DeadLetterStats, Ledger
@@ -331,8 +331,49 @@ def test_trouble_is_logged_once_at_its_begin_and_once_at_its_end(rig: Rig) -> No
     with structlog.testing.capture_logs() as lines:
         rig.tick(3, letters=DeadLetterStats(share_used_by="token gate"))
         rig.tick(3, letters=DeadLetterStats())
-    told = [(each["cause"], each["details"]) for each in lines if each["event"] == "trouble"]
-    assert told == [("sender_share_used", "token gate"), ("", "")]
+    told = [each for each in lines if each["event"] == "trouble"]
+    assert [(each["log_level"], each["cause"], each["details"]) for each in told] == [
+        ("warning", "sender_share_used", "token gate"),
+        ("info", "", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause", "reason"),
+    [
+        ("[Errno 28] No space left on device", "disk_low", "no space is left: /srv/state, on the"),
+        ("[Errno 5] Input/output error", "journal_broken", "the journal cannot be written to"),
+    ],
+)
+def test_full_disk_is_told_as_such(broken: str, cause: str, reason: str) -> None:
+    """The operator need not guess among three reasons."""
+    disk: Any = FakeDisk()
+    space = DiskSpace(disk, free_bytes_min=1, broken=lambda: broken)
+    space.look()
+    health = make_health()
+    health._disk = space
+    health.started()
+    document = json.loads(health.readyz()[1])
+    assert (document["state"], document["cause"]) == ("disk_low", cause)
+    assert document["reason"].startswith(reason)
+
+
+def test_changed_database_is_told_with_both_names(tmp_path: Path) -> None:
+    """A server that was moved is not refused; that readings go elsewhere is not hidden."""
+    folder = StateFolder.open(tmp_path)
+    for is_embedded, url, told in (
+        (True, "postgresql://u@/x?host=/run/a", None),
+        (True, "postgresql://u@/x?host=/run/b", None),  # its socket moves
+        (False, "postgresql://u@h/x", ("the embedded database", "h:5432/x")),
+        (False, "postgresql://u@h/x", None),
+        (False, "postgresql://u@moved/x", ("h:5432/x", "moved:5432/x")),
+    ):
+        contact = FirstContact(make_health(), folder, may_take=True, is_embedded=is_embedded)
+        with structlog.testing.capture_logs() as lines:
+            contact.begin(url)
+        found = [(each["was"], each["now"]) for each in lines if "changed" in each["event"]]
+        assert found == ([told] if told else [])
+        contact.checked(url)
 
 
 def test_state_and_cause_have_starts_of_their_own(

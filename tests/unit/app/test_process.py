@@ -24,6 +24,7 @@ from ingest.app.process import (
     note_left,
     refuse_left_files,
     refuse_left_stream,
+    refuse_other_database,
 )
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, mark_done
@@ -34,7 +35,7 @@ from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.roles.supervisor.up import Servers
 from ingest.system.files import Lock
 from ingest.system.service_manager import Notifier
-from ingest.system.state_folder import StateFolder
+from ingest.system.state_folder import EMBEDDED, StateFolder
 from tests.support.blocks import make_block
 from tests.support.documents import REPOSITORY
 from tests.support.letters import LetterFiles, drained, keep
@@ -125,6 +126,23 @@ async def test_up_starts_only_if_the_journal_is_empty(folder: StateFolder, store
     else:
         with pytest.raises(StartError, match=r"left readings in its journal.*`ingest serve` again"):
             refuse_left_files(folder)
+
+
+async def test_journal_of_another_database_does_not_go_to_the_embedded_one(
+    folder: StateFolder,
+) -> None:
+    """Whoever forgets the URL at a start gets a sentence, unless there is nothing to lose."""
+    forgotten = Settings()
+    await keep_block(folder, stored=False)
+    refuse_other_database(folder, forgotten)  # no other database was ever used
+    folder.remember_database(EMBEDDED)
+    refuse_other_database(folder, forgotten)
+    folder.remember_database("db.example:5432/metrics")
+    said = r"for the database db\.example:5432/metrics.*Give the same.*remove the file .*checked-"
+    with pytest.raises(StartError, match=said):
+        refuse_other_database(folder, forgotten)
+    refuse_other_database(folder, Settings(buffer="memory"))  # does not read the journal
+    refuse_other_database(folder, Settings(database_url="postgresql://moved/metrics"))
 
 
 @pytest.mark.parametrize("damaged_byte", [8, -1])

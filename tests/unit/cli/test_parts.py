@@ -335,6 +335,26 @@ def test_doctor_tells_how_the_running_service_is(
     assert admin.asked[0][0] == "GET /readyz"
 
 
+def test_doctor_says_how_to_correct_the_url_of_the_running_service(
+    admin: type[_Admin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no URL of its own, so it must not speak of an embedded database."""
+    admin.answer = (200, b'{"state": "on_hold", "reason": "no"}')
+    service = running_service(tmp_path)
+    assert service is not None
+    url = "postgresql://u@127.0.0.1:1/x"
+    StateFolder.open(tmp_path).publish(
+        msgspec.structs.replace(service, database_url=url, fix_url="Correct --database-url.")
+    )
+    assert (
+        Here(capsys).faults(
+            [Step("doctor", 1, out=["Is the address wrong? Correct --database-url."])],
+            *("--state-dir", tmp_path),
+        )
+        == []
+    )
+
+
 def test_doctor_tells_of_a_service_that_does_not_answer(
     admin: type[_Admin], tmp_path: Path, free_port: int
 ) -> None:
@@ -385,6 +405,13 @@ HOLDS: list[tuple[dict[str, bytes], Step]] = [  # pages of the service, and what
         ),
     ),
     (
+        {
+            "/readyz": b'{"state": "accepting", "reason": "", "since": "now"}',
+            "": b'{"columns": {"posts": [9], "received": [60, 40], "dead_invalid": [null, 31]}}',
+        },
+        Step("hold show", out=["letters: 31% of the readings of the last minute became dead"]),
+    ),
+    (
         {"/readyz": json.dumps(READY).encode(), "/hold/release": b'{"released": true}'},
         Step("hold release", out=["released: "]),
     ),
@@ -413,6 +440,7 @@ def test_hold_quotes_the_database_and_says_if_it_was_released(
 ) -> None:
     """`hold show` prints no control characters; `hold release` says if it cannot help."""
     admin.by_path = {path: (200, body) for path, body in pages.items()}
+    admin.answer = (200, pages.get("", b"{}"))
     assert Here(capsys).faults([step], "--state-dir", tmp_path) == []
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import msgspec
 import pytest
 
 from ingest.access.token_lines import (
@@ -21,7 +23,7 @@ from ingest.cli.commands import main
 from ingest.cli.doctor.checks import access_check
 from ingest.config.settings import Settings
 from ingest.system.clock import unix_us
-from ingest.system.state_folder import ServiceInfo
+from ingest.system.state_folder import ServiceInfo, StateFolder
 from tests.support.commands import Here, Step
 from tests.support.tokens import OTHER, line
 
@@ -275,6 +277,19 @@ def test_doctor_says_who_may_post(
     if text is not None:
         (tmp_path / "tokens").chmod(0o666)
         assert "everybody may write" in access_check(given, service).detail
+
+
+async def test_leaked_token_still_counts_while_everybody_may_post(
+    here: Here, tmp_path: Path
+) -> None:
+    """A service that was started before the first token asks for none until it is restarted."""
+    folder = StateFolder.open(tmp_path)
+    await here("token", "new", "garden", "--state-dir", tmp_path)
+    with folder.lock():
+        for is_open in (True, False):
+            folder.publish(msgspec.structs.replace(OPEN, pid=os.getpid(), is_open=is_open))
+            done = await here("token", "rotate", "garden", "--now", "--state-dir", tmp_path)
+            assert ("lets everybody post until it is restarted" in done.stderr) is is_open
 
 
 def test_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

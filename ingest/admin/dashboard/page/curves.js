@@ -8,7 +8,7 @@ const WIDTH_PX = 290; // of a chart, at least
 const CURVES = [
   { id: "c-readings", title: "Readings", unit: "per second", tell: short, peaks: true, series: [
     { name: "received", label: "received", tone: "t1" }, { name: "committed", label: "stored", tone: "t2" },
-    { name: "duplicate", label: "repeated", tone: "t5" }, { name: "rejected", label: "rejected", tone: "t4" }] },
+    { name: "duplicate", label: "repeated", tone: "t5" }, { name: "rejected", label: "refused", tone: "t4" }] },
   { id: "c-commit", title: "Time to store", unit: "from receipt to commit", tell: ms, peaks: true, series: [
     { name: "commit_p99_ms", label: "99 % in", tone: "t3" }, { name: "commit_p50_ms", label: "half in", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "memory", bound: "buffer_rows_max", series: [
@@ -73,6 +73,13 @@ export class Curves {
   append(first, columns) {
     this.board.append(first, columns);
     if (this.board.cursor !== null && this.board.cursor < this.board.begin) this.board.cursor = null;
+  }
+
+  /** The readings of the last minute: how many were received, rejected, and became dead letters; and the failed writes. */
+  lately() {
+    const sum = (name) => (this.board.columns.get(name) ?? []).slice(-60).reduce((all, one) => all + (one ?? 0), 0);
+    const dead = [...this.board.columns.keys()].filter((name) => name.startsWith("dead_"));
+    return { received: sum("received"), rejected: sum("rejected"), retries: sum("retries"), dead: dead.reduce((all, name) => all + sum(name), 0) };
   }
 
   draw() {

@@ -34,7 +34,7 @@ function figure(where, id, title, text, note, tone = "") {
 /** The tone of what fills: how much of it, and when it will be full. */
 const filling = (size, most, fullInS) => (size >= 0.7 * most || (fullInS > 0 && fullInS < DAY_S) ? "warn" : "");
 
-/** Show the figures of an event. `value` gives the newest value of a column, `lately` the sum of its last minute. */
+/** Show the figures of an event. `value` gives the newest value of a column, `lately` has the sums of the last minute. */
 export function showFigures(news, about, value, lately) {
   showFlow(news, about, value);
   showTrouble(news, about, value, lately);
@@ -42,7 +42,6 @@ export function showFigures(news, about, value, lately) {
 }
 
 function showFlow({ sum }, about, value) {
-  const back = sum.recovered + sum.replayed;
   const fill = value("buffer_used_pct");
   figure("flow", "received", "Received", `${short(value("received"))}/s`, `${short(sum.received)} in all`);
   figure("flow", "committed", "Stored", `${short(value("committed"))}/s`,
@@ -51,14 +50,15 @@ function showFlow({ sum }, about, value) {
   if (about.buffer === "stream") figure("flow", "waiting", "Waiting", short(value("held")),
     inStream ? `${short(inStream)} in stream` : inStream === null ? "stream not known" : "none in stream", fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   else figure("flow", "waiting", "Waiting", short(value("held")),
-    (value("held") ? `oldest ${value("oldest_s") < 1 ? "< 1 s" : rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)} %` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
+    (value("held") ? `oldest ${value("oldest_s") < 1 ? "< 1 s" : rough(value("oldest_s"))}` : "none") + (fill >= 1 ? `, ${Math.round(fill)}\u00a0%` : ""), fill > 80 ? "bad" : fill > 30 ? "warn" : "");
   const off = value("imbalance");
   const lost = off || sum.dropped;
   byId("f-balance").dataset.tone = lost ? "bad" : "";
   byId("f-balance").textContent = sum.dropped ? `${count(sum.dropped)} readings are lost.`
     : off ? `${count(off)} readings are not accounted for.`
-    : `Every reading is accounted for.${back ? ` ${short(back)} came back.` : ""}`;
-  byId("f-balance").title = back ? `${count(sum.recovered)} from the journal, ${count(sum.replayed)} by replay` : "";
+    : `Every reading is accounted for.${[
+      [sum.rejected, "refused"], [sum.recovered, "read from the journal of the run before"], [sum.replayed, "replayed from the dead letters"],
+    ].map(([number, what]) => (number ? ` ${count(number)} ${what}.` : "")).join("")}`;
 }
 
 function showTrouble({ sum, ready }, about, value, lately) {
@@ -66,11 +66,10 @@ function showTrouble({ sum, ready }, about, value, lately) {
   const live = value("dlq_readings");
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
   const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
-  figure("trouble", "rejected", "Rejected", refused ? short(refused) : `${short(value("rejected"))}/s`,
-    refused ? "posts in 1 min" : sum.rejected ? `${short(sum.rejected)} in all` : "none", refused || value("rejected") ? "warn" : "dim");
+  figure("trouble", "rejected", "Refused posts", short(refused), refused ? "in the last minute" : "none now", refused ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
     live ? size || `oldest ${rough(sum.dlq?.[1])}` : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
-  const retries = Math.round(lately("retries"));
+  const retries = Math.round(lately.retries);
   figure("trouble", "retries", "Retries", short(retries), retries ? "writes in 1 min" : "none", retries ? "warn" : "dim");
 }
 

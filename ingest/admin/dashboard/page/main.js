@@ -21,7 +21,6 @@ let level = "ok";
 let held = ""; // why writes are paused
 
 const value = (name) => newest[name] ?? null;
-const lately = (name) => curves.board.columns.get(name).slice(-60).reduce((sum, each) => sum + (each ?? 0), 0);
 
 function onHistory(history) {
   about = history;
@@ -46,7 +45,8 @@ function onNews(event) {
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
   steady(event.ready.full_in_s);
   held = heldBy(event.ready);
-  const trouble = showState(event, about, value);
+  const lately = curves.lately();
+  const trouble = showState(event, about, value, lately);
   showFigures(event, about, value, lately);
   if (level !== "ok" && event.level === "ok") setTimeout(() => device.draw(), LATE_MS); // readings that waited are written now
   level = event.level;

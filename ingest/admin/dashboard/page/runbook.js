@@ -3,7 +3,7 @@
 // What it can: headings, paragraphs, lists, tables, fences, and in a line code, strong, emphasis and links.
 // It makes elements and texts, never markup.
 
-import { ask, byId, make, typed } from "./text.js";
+import { ask, byId, command, make, typed } from "./text.js";
 
 const FENCE = /^\s*```/, HEADING = /^(#{1,4}) (.*)/, ITEM = /^( *)(-|\d+\.) +(.*)/, TABLE = /^\s*\|/, COMMENT = /^<!--/;
 const INLINE = /`([^`]+)`|\*\*(.+?)\*\*|\*([^*\s][^*]*)\*|\[((?:[^\]`]|`[^`]*`)+)\]\(([^)]+)\)|<(https?:[^>]+)>/;
@@ -19,7 +19,7 @@ function inline(text) {
   const found = INLINE.exec(text);
   if (!found) return [text];
   const [all, code, strong, emphasis, words, to, address] = found;
-  const node = code !== undefined ? make("code", {}, here(code))
+  const node = code !== undefined ? command(here(code))
     : strong !== undefined ? make("strong", {}, ...inline(strong))
     : emphasis !== undefined ? make("em", {}, ...inline(emphasis))
     : address !== undefined ? make("a", { href: address, rel: "noreferrer" }, address)
@@ -97,7 +97,8 @@ async function show() {
     const [answer, history] = await Promise.all([fetch("/runbook.md"), ask("/history?since=999999999999")]);
     if (!answer.ok) throw new Error("this installation has no runbook");
     Object.assign(typed, history.typed);
-    const text = await answer.text();
+    const text = (await answer.text()).replace("http://127.0.0.1:8081/livez", `${location.origin}/livez`)
+      .replace("admin port, 8081.", `admin port, ${location.host}.`).replace("sport = :8080", `sport = :${history.listen.split(":").at(-1)}`);
     const known = typed.run !== "ingest"; // else it may be typed in a shell of systemd, too
     byId("runbook").replaceChildren(...blocks((known ? text.replace(ELSEWHERE, "Commands are shown as this service needs them.\n") : text).split("\n")));
     byId("sections").replaceChildren(...[...document.querySelectorAll("#runbook h2")].map((each) => make("a", { href: `#${each.id}` }, each.textContent)));

@@ -8,13 +8,15 @@ const WORDS = {
   broker_away: "The broker is away: posts are refused",
 };
 const TROUBLES = {
-  invalid_full: "Posts with an invalid item are refused", sender_share_used: "Invalid items of a sender are refused",
+  invalid_full: "Posts with an invalid item are refused", sender_share_used: "Whole posts of a sender are refused",
   writes_fail: "No write goes through, readings are kept", behind: "Readings wait to be written",
   sender_not_stored: "Of a sender nothing is stored",
 };
 const FULL = { journal: "Journal", stream: "Stream", dead_letters: "Space for dead letters", disk: "Disk" };
 const WEEK_S = 604800;
 const EVENTS = 60; // a minute of them
+const STRAY = ["not_found", "method_not_allowed"]; // requests of nobody's devices
+const MANY = 0.1; // of the readings of the last minute
 
 const forecasts = new Map();
 
@@ -34,22 +36,40 @@ const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 const broken = ({ cause, reason }) => cause === "journal_broken" || reason.includes("the journal cannot be written");
 const isAway = ({ cause, reason }) => (cause === undefined ? /database (is away|does not answer)/.test(reason) : cause === "unreachable");
 
+/** What the service counts as no trouble of its own, but a person should see: a level, word, text, next step and section
+ *  of the runbook. `lately` has the readings of the last minute. */
+function ofSenders({ level, ready }, lately) {
+  const codes = Object.entries(ready.refused_60s ?? {}).filter(([code, number]) => number && !STRAY.includes(code));
+  if (level !== "ok" || !lately) return null;
+  if (codes.length && !lately.received) {
+    const told = codes.map(([code, number]) => `${count(number)} with ${code === "unauthorized" ? "401 " : ""}\`${code}\``);
+    const section = ready.refused_60s.unauthorized ? "ingesttokensrefused" : "ingestreadingsrejected";
+    return ["warn", "All posts are refused", `Posts arrive, and all are refused. In the last minute: ${told.join(", ")}.`, "The refused posts below say who sends them.", section];
+  }
+  const many = (number) => number > MANY * lately.received;
+  const told = (number, what) => `${Math.round((100 * number) / lately.received)}\u00a0% of the readings of the last minute ${what}.`;
+  if (many(lately.rejected)) return ["warn", "Many readings are refused", told(lately.rejected, "were refused, and are not kept"), "The refused posts below say who sends them.", "ingestreadingsrejected"];
+  if (many(lately.dead)) return ["warn", "Many readings become dead letters", told(lately.dead, "became dead letters"), `\`${typed.run} dlq stats\` counts them by reason.`, "ingestdeadlettersmany"];
+  return null;
+}
+
 /** Show the state. `news` is an event of the feed, `about` the start of the history. Returns a
  *  title. */
-export function showState(news, about, value) {
-  const { level } = news;
+export function showState(news, about, value, lately) {
+  const senders = ofSenders(news, lately);
+  const level = senders?.[0] ?? news.level;
   const { state, since, cause, cause_since, runbook } = news.ready;
   const away = isAway(news.ready);
-  const word = wordOf(news.ready, away);
+  const word = senders?.[1] ?? wordOf(news.ready, away);
   byId("state").dataset.level = level;
   say(byId("state-word"), word);
-  say(byId("state-text"), sentence(news, about, value, away));
-  say(byId("state-todo"), todo(news, about, value, away));
-  showMore(news.ready, about.runbook && runbook);
-  announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}`);
+  say(byId("state-text"), senders?.[2] ?? sentence(news, about, value, away));
+  say(byId("state-todo"), senders?.[3] ?? todo(news, about, value, away));
+  showMore(news.ready, about.runbook && (senders?.[4] ?? runbook));
+  announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}${senders?.[1]}`);
   const begin = cause_since ?? since;
   const tellsTime = state === "accepting" && !away && / for \d/.test(news.ready.reason);
-  byId("state-since").textContent = tellsTime ? "" : `since ${moment(begin)} (${duration(Math.round((Date.now() - Date.parse(begin)) / 1000))})`;
+  byId("state-since").textContent = senders || tellsTime ? "" : `since ${moment(begin)} (${duration(Math.round((Date.now() - Date.parse(begin)) / 1000))})`;
   byId("try-now").hidden = !mayAct || !(state === "on_hold" || away);
   say(byId("try-now"), about.releases ? `Try now, only ${about.releases}` : "Try now");
   return level === "ok" ? "" : word.split(/[:,]/)[level === "bad" && word.includes(":") ? 1 : 0].trim();
@@ -69,7 +89,7 @@ function kept(about, value) {
   if (about.buffer === "stream") return `${held} readings wait in the processes, and ${count(value("stream_waiting"))} messages in the stream`;
   if (about.buffer !== "journal") return `${held} of ${count(about.buffer_rows_max)} readings are kept`;
   const onDisk = value("disk_rows") ? `, ${count(value("disk_rows"))} of them on the disk only` : "";
-  return `${held} readings are kept${onDisk} (${short(value("buffer_used_pct"))} % of the journal)`;
+  return `${held} readings are kept${onDisk} (${short(value("buffer_used_pct"))}\u00a0% of the journal)`;
 }
 
 const said = (news) => news.said.replaceAll("`", "'").replace(/\[Errno \d+\] /g, "") || "no more is known";
@@ -127,7 +147,7 @@ export function showLink(link, seconds) {
   byId("state").dataset.level = "off";
   say(byId("state-word"), "Not connected");
   say(byId("state-text"), "The page gets no data from the service. The figures are old.");
-  say(byId("state-todo"), `Does the service run? Read its log, or start it: \`${typed.restart}\`. The page tries again by itself.`);
+  say(byId("state-todo"), `Does the service run? Read its log, or start it as before: \`${typed.restart}\`. The page tries again by itself.`);
   showMore({});
   announce("Not connected.", "lost");
   byId("state-since").textContent = "";

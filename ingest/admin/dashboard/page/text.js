@@ -22,11 +22,14 @@ export function make(name, has = {}, ...children) {
 
 const LONG = 100; // a command that scrolls on a phone
 
+/** A command, whose words are not broken at their hyphens. */
+export const command = (text) => make("code", text.length > LONG ? { class: "long", tabindex: 0 } : {}, ...text.split(/(\s+)/).map((word) => (/\S/.test(word) ? make("span", {}, word) : word)));
+
 /** Put a text into an element; text between backticks is shown as code. */
 export function say(element, text) {
   if (element.dataset.said === text) return; // a screen reader need not hear it again
   element.dataset.said = text;
-  element.replaceChildren(...text.split("`").map((part, at) => (at % 2 ? make("code", part.length > LONG ? { class: "long", tabindex: 0 } : {}, part) : part)));
+  element.replaceChildren(...text.split("`").map((part, at) => (at % 2 ? command(part) : part)));
 }
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
