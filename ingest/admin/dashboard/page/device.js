@@ -83,7 +83,7 @@ export class Device {
     this.clear([]);
     byId("device-title").textContent = device;
     byId("device-last").tBodies[0].replaceChildren();
-    this.known();
+    this.known(0);
     say(byId("device-note"), "Asking the database ..");
     say(byId("device-seen"), "");
     byId("device").hidden = false;
@@ -111,17 +111,15 @@ export class Device {
 
   /** Say why the database does not tell. What is shown is of before: it is dimmed. */
   fail(error) {
-    const { board } = this;
-    const shown = board.rows ? this.charts.filter((chart) => !chart.element.hidden) : [];
-    const last = Math.max(0, ...shown.map((chart) => chart.newest));
-    board.stale = last && last + board.step;
-    this.why = `Not available: ${this.held() || error.message}.${last ? ` The values are as of ${moment(new Date(last * 1000).toISOString())}.` : ""}`;
+    this.board.stale = this.knownAt;
+    this.why = `Not available: ${this.held() || error.message}.${this.knownAt ? ` The values are as of ${moment(new Date(this.knownAt * 1000).toISOString())}.` : ""}`;
     say(byId("device-note"), this.why);
     byId("device").classList.add("old");
   }
 
-  /** What is shown is of now. */
-  known() {
+  /** The database told what is shown at a Unix second; 0: it has told nothing yet. */
+  known(second) {
+    this.knownAt = second;
     this.board.stale = 0;
     this.why = "";
     byId("device").classList.remove("old");
@@ -184,7 +182,7 @@ export class Device {
     try {
       const found = [];
       for (const metric of this.metrics) found.push((await ask(`/devices/readings?${new URLSearchParams({ device_id: this.device, metric, from, to, step })}`)).buckets);
-      this.known();
+      this.known(this.now());
       return found;
     } catch (error) {
       this.fail(error);

@@ -143,7 +143,7 @@ export class Devices {
   mark(device, found = { device_id: device }) {
     const isNew = device !== this.current;
     Object.assign(this, { current: device, pinned: found });
-    if (isNew && this.report) this.fill();
+    if (this.report && (isNew || !byId("device-list").contains(document.activeElement))) this.fill();
   }
 
   reported() {
