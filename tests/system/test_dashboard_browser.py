@@ -133,6 +133,27 @@ async def test_page_shows_load_as_moving_curves_and_weighs_little(
         assert await seen.page.evaluate(forged + TOO_WIDE)  # the check can fail
 
 
+async def test_page_says_what_senders_lose_though_the_service_is_well(
+    browser: Browser, tmp_path: Path, readings_url: str
+) -> None:
+    """Posts that are all refused, and many readings that become dead letters, are not green."""
+    async with dashboard(browser, tmp_path, readings_url) as (service, seen):
+        assert (await service.post([])).status == 422
+        await seen.wait_text("#state-word", "All posts are refused")
+        await seen.wait_text("#state-text", "1 with empty")
+        items = [{"device_id": "d", "metric": f"m{at}", "value": at} for at in range(7)]
+        await service.post([*items, *({"device_id": "d", "metric": "m", "value": "x"},) * 3])
+        await seen.wait_text("#state-word", "Many readings become dead letters")
+        await seen.wait_text("#state-text", "of the readings of the last minute")
+        link = await seen.page.get_attribute("#state-runbook", "href")
+        assert link == "/runbook#ingestdeadlettersmany"
+        await seen.page.set_viewport_size({"width": 390, "height": 844})
+        await seen.page.goto(f"{service.admin_url}/runbook")
+        await seen.wait_text("#runbook", "IngestDown")
+        assert await seen.page.evaluate(TOO_WIDE) == []
+        assert await seen.page.evaluate("document.body.scrollWidth") <= 390
+
+
 @pytest.mark.slow
 async def test_dead_letters_are_shown_in_full_replayed_and_discarded_after_a_question(
     browser: Browser, tmp_path: Path, readings_url: str

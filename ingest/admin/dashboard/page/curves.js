@@ -75,11 +75,12 @@ export class Curves {
     if (this.board.cursor !== null && this.board.cursor < this.board.begin) this.board.cursor = null;
   }
 
-  /** The readings of the last minute: how many were received, rejected, and became dead letters; and the failed writes. */
+  /** The readings of the last minute: how many were received, rejected, and became dead letters, these also in the last
+   *  ten seconds; and the failed writes. */
   lately() {
-    const sum = (name) => (this.board.columns.get(name) ?? []).slice(-60).reduce((all, one) => all + (one ?? 0), 0);
-    const dead = [...this.board.columns.keys()].filter((name) => name.startsWith("dead_"));
-    return { received: sum("received"), rejected: sum("rejected"), retries: sum("retries"), dead: dead.reduce((all, name) => all + sum(name), 0) };
+    const sum = (begin, seconds = 60) => [...this.board.columns].filter(([name]) => name.startsWith(begin))
+      .flatMap(([, values]) => values.slice(-seconds)).reduce((all, one) => all + (one ?? 0), 0);
+    return { received: sum("received"), rejected: sum("rejected"), dead: sum("dead_"), deadNow: sum("dead_", 10), retries: sum("retries") };
   }
 
   draw() {

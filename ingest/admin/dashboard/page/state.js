@@ -65,7 +65,7 @@ export function showState(news, about, value, lately) {
   say(byId("state-word"), word);
   say(byId("state-text"), senders?.[2] ?? sentence(news, about, value, away));
   say(byId("state-todo"), senders?.[3] ?? todo(news, about, value, away));
-  showMore(news.ready, about.runbook && (senders?.[4] ?? runbook));
+  showMore(news.ready, about.runbook && (senders?.[4] ?? runbook), lately?.deadNow === 0);
   announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}${senders?.[1]}`);
   const begin = cause_since ?? since;
   const tellsTime = state === "accepting" && !away && / for \d/.test(news.ready.reason);
@@ -118,9 +118,9 @@ function todo(news, about, value, away) {
   return "";
 }
 
-/** When something is going to be full this week, and where the runbook says more. */
-function showMore({ full_in_s }, section) {
-  const soon = Object.entries(full_in_s ?? {}).filter(([, seconds]) => seconds > 0 && seconds < WEEK_S) /* 0: it is full, and the state says so */;
+/** When something is going to be full, this week, and where the runbook says more. `still`: no dead letter is added. */
+function showMore({ full_in_s }, section, still) {
+  const soon = Object.entries(full_in_s ?? {}).filter(([what, seconds]) => !(still && what === "dead_letters") && seconds > 0 && seconds < WEEK_S) /* 0: it is full, and the state says so */;
   const told = soon.map(([what, seconds]) => [FULL[what] ?? what, rough(seconds)]);
   const list = byId("state-full");
   list.hidden = !told.length;
