@@ -118,7 +118,7 @@ function todo(news, about, value, away) {
   return "";
 }
 
-/** When something is going to be full, this week, and where the runbook says more. `still`: no dead letter is added. */
+/** When something is going to be full within a week, and where the runbook says more. `still`: no dead letter is added. */
 function showMore({ full_in_s }, section, still) {
   const soon = Object.entries(full_in_s ?? {}).filter(([what, seconds]) => !(still && what === "dead_letters") && seconds > 0 && seconds < WEEK_S) /* 0: it is full, and the state says so */;
   const told = soon.map(([what, seconds]) => [FULL[what] ?? what, rough(seconds)]);
