@@ -42,7 +42,7 @@ class Settings:
     admin_token: str = setting(
         "", "token for the dashboard and its actions; empty: a new one at each start", secret=True
     )
-    admin_token_file: str = setting("", "file that contains admin_token, for mounted secrets")
+    admin_token_file: str = setting("", "file that contains admin_token")
     state_dir: str = setting("", "folder of journal, dead letters, database; empty: the default")
     database_url: str = setting("", "PostgreSQL to write to; empty: the embedded one", secret=True)
     database_url_file: str = setting(
@@ -70,11 +70,9 @@ class Settings:
         opens="The receiver",
     )
     inflated_bytes_max: int = setting(
-        4 * MIB, "largest body after decompression; stops gzip bombs", within=(KIB, 256 * MIB)
+        4 * MIB, "largest body after decompression", within=(KIB, 256 * MIB)
     )
-    post_rows_max: int = setting(
-        5_000, "most readings in one post, which is never split", within=(1, 100_000)
-    )
+    post_rows_max: int = setting(5_000, "most readings in one post", within=(1, 100_000))
     line_device_tags: str = setting(
         "device_id,device,dev_eui,entity_id,node,uuid,host",
         "tags of line protocol for the device; the first that a line has counts",
@@ -164,7 +162,7 @@ class Settings:
     )
     journal_bytes_max: int = setting(
         8 * GIB,
-        "largest size of the journal; may be far more than memory",
+        "largest size of the journal",
         within=(16 * KIB, 16 * TIB),
     )
     journal_unsafe: bool = setting(False, "accept a file system that loses data at a restart")
@@ -175,7 +173,7 @@ class Settings:
         secret=True,
         opens="The broker",
     )
-    broker_url_file: str = setting("", "file that contains broker_url, for mounted secrets")
+    broker_url_file: str = setting("", "file that contains broker_url")
     broker_ca_file: str = setting(
         "", "certificates that tls:// servers are checked with; empty: the system's"
     )
@@ -256,7 +254,7 @@ class Settings:
     )
     dlq_auto_replay: bool = setting(True, "replay retries_exhausted and drained automatically")
     dlq_replay_rows_per_s: int = setting(
-        2_000, "rate of the automatic replay; keep it below the normal rate", within=(1, 10_000_000)
+        2_000, "rate of the automatic replay", within=(1, 10_000_000)
     )
     disk_free_bytes_min: int = setting(
         64 * MIB, "with less free space posts get 503 disk_low; 0: no check", within=(0, 16 * TIB)

@@ -19,6 +19,7 @@ _WORDS = {
     "restart": ("INGEST_COMMAND_RESTART", "ingest serve"),
     "log": ("INGEST_COMMAND_LOG", "ingest doctor"),
 }
+WORD_VARIABLES = frozenset(name for name, _ in _WORDS.values())
 
 
 def counted(number: int, noun: str) -> str:

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import Field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import ingest
 from ingest.admin import exposition
 from ingest.app import metrics_and_causes
 from ingest.config.settings import bounds_text, default_text, env_example, groups
+from ingest.config.values import unit
 from ingest.model.codes import ITEM_CODES, PROBLEMS
 from ingest.model.ledger import Metric
 from ingest.mqtt import service as mqtt
@@ -34,6 +36,7 @@ from ingest.sinks.postgres.schema import TABLE
 from ingest.system.files import REMOTE, VOLATILE
 from ingest.system.log_events import EVENTS
 
+RETRY = " after Retry-After"  # the page says it once, for all
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _PACKAGE = Path(ingest.__file__).parent
 _LOGGER = re.compile(r"(self\.)?_?log$|(\w+\.)?get_logger\(")
@@ -58,7 +61,7 @@ def problems_table() -> str:
     return _table(
         ["code", "status", "title", "the client should"],
         (
-            [f"`{code}`", str(each.status), each.title, each.client_should]
+            [f"`{code}`", str(each.status), each.title, each.client_should.replace(RETRY, "")]
             for code, each in PROBLEMS.items()
         ),
     )
@@ -70,14 +73,14 @@ def item_codes_table() -> str:
 
 
 def metrics_table(label: str = "") -> str:
-    """Return the table of the metrics of these processes, with their labels."""
+    """Return the table of the metrics of these processes, with their labels but `label`."""
     rows = list[list[str]]()
     for each in METRICS[label]:
-        labels = ",".join(filter(None, (label, *each.labels)))
+        labels = ",".join(each.labels)
         name = f"`ingest_{each.name}{labels and f'{{{labels}}}'}`"
         is_histogram = each.kind == "histogram"
         rows.append([name, f"{each.meaning}{(is_histogram and ' Histogram.') or ''}"])
-    return _table(["metric", "meaning"], rows)
+    return _table([f"metric, with the label `{label}`" if label else "metric", "meaning"], rows)
 
 
 def log_calls(folder: Path = _PACKAGE) -> Iterator[tuple[str, str]]:
@@ -102,15 +105,18 @@ def _log_calls_in(name: str, text: str) -> list[tuple[str, str]]:
 
 
 def log_events_table() -> str:
-    """Return the table of log events: levels as in the code."""
+    """Return the table of log events, by their levels in the code: the gravest first."""
     levels = dict[str, set[str]]()
     for event, level in log_calls():
         levels.setdefault(event, set()).add(level)
-    rows = (
-        [f"`{event}`", ", ".join(sorted(levels[event], key=LEVELS.index)), meaning]
-        for event, meaning in EVENTS.items()
-    )
-    return _table(["event", "level", "meaning"], rows)
+    groups = dict[tuple[int, ...], list[list[str]]]()
+    for event, meaning in EVENTS.items():
+        grave = tuple(sorted((LEVELS.index(each) for each in levels[event]), reverse=True))
+        groups.setdefault(grave, []).append([f"`{event}`", meaning])
+    rows = list[list[str]]()
+    for grave in sorted(groups, reverse=True):
+        rows += [[f"**{' or '.join(LEVELS[each] for each in grave)}**", ""], *groups[grave]]
+    return _table(["event", "meaning"], rows)
 
 
 def file_systems_table() -> str:
@@ -127,13 +133,18 @@ def file_systems_table() -> str:
     )
 
 
+def _allowed(each: Field[Any]) -> str:
+    is_plain = isinstance(each.default, bool)
+    return "" if is_plain else bounds_text(each).removesuffix(f" {unit(each.name)}")
+
+
 def settings_table() -> str:
     """Return the table of all settings."""
     rows = list[tuple[str, ...]]()
     for title, members in groups():
         rows.append((f"**{title}**", "", "", ""))
         rows += [
-            (f"`{each.name}`", default_text(each), bounds_text(each), each.metadata["why"])
+            (f"`{each.name}`", default_text(each), _allowed(each), each.metadata["why"])
             for each in members
         ]
     return _table(("setting", "default", "allowed", "meaning"), rows)
@@ -144,8 +155,11 @@ def database_table() -> str:
     refuses = f"`serve` refuses to start, unless `{durability.OVERRIDE}`; `doctor` fails"
     unlogged = f"table `{TABLE}`, or a partition of it, is unlogged: {durability.UNLOGGED}"
     rows = [
-        *((f"`{name} = off`: {risk}", refuses) for name, risk in durability.OFF.items()),
-        (unlogged, refuses),
+        *(
+            (f"`{name} = off`: {risk}", "the same" if number else refuses)
+            for number, (name, risk) in enumerate(durability.OFF.items())
+        ),
+        (unlogged, "the same"),
         *(
             (
                 f"`synchronous_commit = {value}` beside synchronous standbys: {risk}",

@@ -20,6 +20,13 @@ from tests.system.service import Service, run_command
 QUICK: dict[str, Any] = {"wait_s_max": 0.2, "schema_check_s": 0.2}
 
 
+async def start_without_url(folder: Path) -> None:
+    """Forget the URL: the reading that waits in the journal must not go to another database."""
+    ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+    done = await run_command("ingest", "serve", "--state-dir", folder, *ports)
+    assert (done.code, "for the database 127.0.0.1:" in done.stderr) == (2, True), done
+
+
 async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port: int) -> None:
     """A database that was seen may be away or refuse: posts are taken from the start.
 
@@ -78,12 +85,7 @@ async def test_outage_with_restart_costs_no_post(open_tmp_path: Path, free_port:
             await service.wait_state("on_hold")
             code, output = await service.stop()
             assert (code, "held=1 lost=0" in output) == (0, True), output
-            # Somebody forgets the URL: the reading that waits must not go to another database.
-            ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-            where = ("--state-dir", open_tmp_path / "state")
-            done = await run_command("ingest", "serve", *where, *ports)
-            assert (done.code, "for the database 127.0.0.1:" in done.stderr) == (2, True), done
-            assert not (open_tmp_path / "state" / "postgres").exists()
+            await start_without_url(open_tmp_path / "state")
         assert len(await database.run("table readings")) == 4
 
 

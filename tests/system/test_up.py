@@ -52,7 +52,10 @@ async def restart(service: Service, times: int) -> None:
 
 
 async def check_secrets(service: Service) -> None:
-    """Each child gets its own ones by its channel, and nothing is in its environment or words."""
+    """Each child gets its own ones by its channel, and none is in its environment or words.
+
+    Its environment says only how a person types a command.
+    """
     client = await Client.connect(service.url.removeprefix("http://"))
     await client.send(head("GET", "/config"))
     configuration = (await client.reply()).body.decode()
@@ -70,7 +73,9 @@ async def check_secrets(service: Service) -> None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
         assert not [each for each in (*passwords.values(), TOKEN) if each in words]
     for pid in pids:
-        assert "INGEST_" not in Path(f"/proc/{pid}/environ").read_bytes().decode()
+        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        ours = [each for each in variables if each.startswith("INGEST_")]
+        assert ours == ["INGEST_COMMAND=./run"]
 
 
 @pytest.mark.slow
@@ -81,7 +86,10 @@ async def test_rolling_restarts_reset_and_refuse_nobody(open_tmp_path: Path) -> 
     """
     with Manager(f"@iot-ingest-up-{os.getpid()}-{open_tmp_path.name}") as manager:
         env = manager.environment(
-            WATCHDOG_USEC="400000", INGEST_ADMIN_TOKEN=TOKEN, INGEST_BODY_BYTES_MAX="4KiB"
+            WATCHDOG_USEC="400000",
+            INGEST_ADMIN_TOKEN=TOKEN,
+            INGEST_BODY_BYTES_MAX="4KiB",
+            INGEST_COMMAND="./run",
         )
         async with tiny_up(open_tmp_path, env) as service:
             await check_secrets(service)

@@ -371,7 +371,7 @@ class Hints:
             type(value) is list and list not in source.nests and value and type(value[0]) is not str
         ):
             hint = "`{}` is a list, not stored: lists = true"
-        elif value is None or (type(value) is str and value.strip().lower() in _NO_NUMBERS):
+        elif value is None or (type(value) is str and value[:10].strip().lower() in _NO_NUMBERS):
             hint = "`{}` is a text or null, no number: not stored"
         else:
             return

@@ -33,6 +33,7 @@ from ingest.system.clock import monotonic_s
 from ingest.system.files import Lock
 from ingest.system.logs import get_logger
 from ingest.system.waiting import first_of
+from ingest.system.words import WORD_VARIABLES
 
 LINE_BYTES_MAX = 4 * 1024**2
 WAITING_BYTES_MAX = 8 * 1024**2  # the other end is frozen: a status that is not sent is no loss
@@ -265,8 +266,15 @@ def _promised(status: Mapping[str, Any]) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment without the settings, and with the place of our package."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    """Return our environment without the settings, and with the place of our package.
+
+    Words of commands stay: a child says them, too.
+    """
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(ENV_PREFIX) or name in WORD_VARIABLES
+    }
     ours = str(Path(ingest.__file__).parents[1])
     paths = [ours, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
