@@ -30,13 +30,13 @@ CEILINGS = {
     "ingest/mqtt": 996,
     "ingest/receiver": 1543,
     "ingest/roles": 4813,
-    "ingest/sinks": 2568,
+    "ingest/sinks": 2570,
     "ingest/system": 815,
     "ingest/web": 98,
     "ingest/writer": 607,
     "ingest/years": 2100,
-    "tests": 47996,
-    "loadgen": 4573,
+    "tests": 48003,
+    "loadgen": 4580,
     "benchmarks": 2634,
 }
 ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
