@@ -36,7 +36,7 @@ CEILINGS = {
     "ingest/writer": 607,
     "ingest/years": 2100,
     "tests": 48003,
-    "loadgen": 4580,
+    "loadgen": 4585,
     "benchmarks": 2634,
 }
 ADVICE = "take something away, or raise the ceiling and say what users get (CONTRIBUTING.md)"
