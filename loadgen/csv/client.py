@@ -2,7 +2,8 @@
 
 Promises: after a 503, a 429, a lost connection or a time-out the client pauses (Retry-After, or a
 growing time with full jitter) and sends the same bytes again, until `give_up_s` have passed since
-the first try; without a single connection so far, for `CONNECT_S_MAX` only. Sending again is safe for readings that have a `ts`.
+the first try; without a single connection so far, for `CONNECT_S_MAX` only. Sending again is safe
+for readings that have a `ts`.
 Does not: read a body, or split one.
 """
 
