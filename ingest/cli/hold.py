@@ -23,8 +23,7 @@ def _show(_args: argparse.Namespace, loaded: Loaded) -> Ending:
         for name, column in lately.get("columns", {"received": ()}).items()
         if name == "received" or name.startswith("dead_")
     )
-    if any(dead):
-        answer["dead_letters_60s"] = f"{min(1, sum(dead) / max(came, 1)):.0%}"
+    answer["dead_letters_60s"] = f"{min(1, sum(dead) / max(came, 1)):.0%}" if any(dead) else None
     return Ending(answer, state_text(answer))
 
 
@@ -52,7 +51,6 @@ def state_text(answer: dict[str, Any]) -> str:
     # A message may quote a reading. Its control characters must not reach the terminal.
     said = "".join(c if c.isprintable() else " " for c in str(answer.get("said") or ""))
     anchor = answer.get("runbook")
-    dead = answer.get("dead_letters_60s")
     lines = {
         "state": answer.get("state"),
         "reason": answer.get("reason") or "-",
@@ -63,9 +61,11 @@ def state_text(answer: dict[str, Any]) -> str:
         "full in": _listed(
             {each: s and duration(s) for each, s in (answer.get("full_in_s") or {}).items()}
         ),
-        "letters": dead
-        and f"{dead} of the readings of the last minute became dead letters, see "
-        "deploy/RUNBOOK.md#ingestdeadlettersmany",
+        "letters": _listed(
+            {"about": answer.get("dead_letters_60s")},
+            " of the readings of the last minute became dead letters, see "
+            "deploy/RUNBOOK.md#ingestdeadlettersmany",
+        ),
         "refused": _listed(answer.get("refused_60s"), " in the last minute"),
         "closed": _listed(answer.get("closed_60s"), " in the last minute"),
     }

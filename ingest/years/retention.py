@@ -43,7 +43,8 @@ _HALF_DETACHED = (
     "stored"
 )
 _NOT_BY_TIME = (
-    "{} has no partitions by time that could be dropped: see deploy/partition-a-table.sql"
+    "not possible: {} has no partitions by time, so nothing leaves it: "
+    "deploy/partition-a-table.sql makes some"
 )
 _NO_ARCHIVE = (
     "{} was detached to be archived{}, and archive_dir is not set any more: set it again. "

@@ -178,6 +178,8 @@ async def _work(batches: Iterator[Batch], client: Client, tally: _Tally) -> None
             tally.take(batch, await client.post(batch.body))
         except GaveUp as error:
             tally.fatal = f"gave up at line {batch.lines[0]}: {error}"
+            if not client.reached:
+                tally.fatal = f"{error}. Where is the service? Say its --url or its --state-dir"
 
 
 def _line(file: CsvFile, client: Client, tally: _Tally) -> str:

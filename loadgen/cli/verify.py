@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 from pathlib import Path
 
@@ -96,9 +97,16 @@ async def _end_letters(chosen: argparse.Namespace, prefix: str, *, keeps: bool) 
     local = local_of(chosen)  # again: it may have been started anew, with another token
     done = None if keeps or local is None else await discard(local, prefix)
     if done is None:
-        print(f"its dead letters stay: ingest dlq discard --where device_prefix={prefix} --yes")
+        print(f"its dead letters stay: {_discards(chosen)} --where device_prefix={prefix} --yes")
     elif done:
         print(f"its {counted(done, 'dead letter')}: discarded")
+
+
+def _discards(chosen: argparse.Namespace) -> str:
+    """Return the command that discards: that of `--dlq-command`, which names a broker of theirs."""
+    listed = chosen.dlq_command or ("ingest", "dlq", "list")
+    words = ["discard" if each == "list" else each for each in listed if each != "--json"]
+    return shlex.join(words)
 
 
 async def _send(job: Job, where: Evidence) -> tuple[bool, bool]:

@@ -2,7 +2,8 @@
 
 Promises: after a 503, a 429, a lost connection or a time-out the client pauses (Retry-After, or a
 growing time with full jitter) and sends the same bytes again, until `give_up_s` have passed since
-the first try. Sending again is safe for readings that have a `ts`.
+the first try; without a single connection so far, for `CONNECT_S_MAX` only. Sending again is safe
+for readings that have a `ts`.
 Does not: read a body, or split one.
 """
 
@@ -62,7 +63,7 @@ class Client:
 
     `url` is the service's (`http://127.0.0.1:8080`) or the full one of its readings.
     `retries` counts the tries after the first of their post; `trouble` is why a post is being
-    tried again at the moment, or empty.
+    tried again at the moment, or empty; `reached`: somebody has taken a connection.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Client:
             self.url += "/v1/readings"
         self.retries = 0
         self.trouble = ""
+        self.reached = False
         self._give_up_s = give_up_s
         self._parameters = dict(parameters or {})
         self._connections_max = connections_max
@@ -124,7 +126,8 @@ class Client:
                 # Full jitter: devices that lost the service together must not come back together.
                 pause_s = random.uniform(0, min(PAUSE_S_MAX, PAUSE_S_MIN * 2 ** min(tries, 16)))
             passed_s = time.monotonic() - first_s
-            if passed_s + pause_s > self._give_up_s:
+            longest_s = self._give_up_s if self.reached else min(self._give_up_s, CONNECT_S_MAX)
+            if passed_s + pause_s > longest_s:
                 raise GaveUp(f"{why} (tried {tries} times in {passed_s:.1f} s)")
             self.retries += 1
             self.trouble = why
@@ -136,12 +139,15 @@ class Client:
             async with self._session.post(
                 self.url, data=body, params=self._parameters, allow_redirects=False
             ) as response:
+                self.reached = True
                 text = await response.read()
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise GaveUp(f"{self.url} is not a URL that can be posted to") from error
-        except TimeoutError:
+        except TimeoutError as error:
+            self.reached |= not isinstance(error, aiohttp.ConnectionTimeoutError)
             return None, f"no answer from {self.url} in time", None
         except (aiohttp.ClientError, OSError) as error:
+            self.reached |= not isinstance(error, aiohttp.ClientConnectorError)
             why = str(error) or type(error).__name__
             return None, f"no answer from {self.url}: {why}", None
         answer = _reply_of(response.status, text)

@@ -182,8 +182,8 @@ async def test_all_differences_come_with_the_statements_that_end_them(
     await connection.execute(
         """create table "My Data" ("time" timestamp, sensor varchar(64), kind varchar(9) not null,
         val real not null, site text not null);
-        insert into "My Data" values ('2020-01-01 12:00', 'd', 'm', 0.5, 'a'),
-        ('2020-01-01 12:00', 'd', 'm', 0.5, 'a'), (null, 'd', 'm', 0.5, 'a')"""
+        insert into "My Data" values ('2020-01-01 12:00', 'd', 'm', 21.4, 'a'),
+        ('2020-01-01 12:00', 'd', 'm', 21.4, 'a'), (null, 'd', 'm', 21.4, 'a')"""
     )
     on = TargetTable("", "My Data", "time", "sensor", "kind", "val")
     seen = await schema.look(connection, on)
@@ -193,7 +193,7 @@ async def test_all_differences_come_with_the_statements_that_end_them(
     await connection.execute("\n".join(seen.sql).replace("-- ", ""))
     assert (await schema.look(connection, on)).difference is None
     (row,) = await connection.fetch('select * from "My Data"')
-    assert (row["time"].isoformat(), *row.values())[::4] == ("2020-01-01T12:00:00+00:00", 0.5)
+    assert (row["time"].isoformat(), *row.values())[::4] == ("2020-01-01T12:00:00+00:00", 21.4)
 
 
 async def test_statement_for_a_renamed_column_stands_alone(connection: asyncpg.Connection) -> None:

@@ -44,6 +44,8 @@ SHOWN = ("light", "dark", "device", "phone", "hold", "outage", "dead-letters")  
 BYTES_MAX = 150_000
 METRICS = {"temperature": 21.4, "humidity": 48.0, "pressure": 1013.2, "battery": 3.71}
 RED = "document.querySelectorAll('[data-level=bad], [data-tone=bad]').length"
+LETTERS = "section:has(#letters-title)"
+OLD = "document.querySelectorAll('#device-list span.old').length > 5"  # values of before are kept
 # Charts that do not fill their row of twelve columns together with their neighbours.
 LOOSE = """['#curves', '#device-charts'].flatMap((id) => {
     const rows = new Map();
@@ -66,8 +68,11 @@ class Pictures:
         self.seen = seen
         self._folder = folder
 
-    async def take(self, state: str, **shown: tuple[int, str]) -> None:
-        """Take a state in all widths and colours. `shown`: the names of those that texts show."""
+    async def take(self, state: str, at: str = "header", **shown: tuple[int, str]) -> None:
+        """Take a state in all widths and colours.
+
+        `shown`: the names of those that texts show; the part `at` is at their top.
+        """
         page = self.seen.page
         for width, height in HEIGHTS.items():
             await page.set_viewport_size({"width": width, "height": height})
@@ -79,6 +84,7 @@ class Pictures:
                 await page.screenshot(path=self._folder / f"{name}.png", full_page=True)
                 for text in (each for each, where in shown.items() if where == (width, scheme)):
                     file = self._folder / f"dashboard-{text.replace('_', '-')}.png"
+                    await page.evaluate("(at) => document.querySelector(at).scrollIntoView()", at)
                     await page.screenshot(path=file)
             for fault in (TOO_WIDE, WRAPPED, LOOSE):
                 assert await page.evaluate(fault) == [], (state, width)
@@ -149,6 +155,7 @@ async def take_all(pictures: Pictures, line: FaultyProxy, table: asyncpg.Connect
     await pictures.take("device", device=(1280, "light"))
     await table.execute("alter table readings rename value to val")
     await seen.wait_text("#state-word", "Writes are paused")
+    await seen.wait_text("#device-note", "Not available: the table", within_s=20)
     await asyncio.sleep(TROUBLE_S)
     await pictures.take("hold", hold=(1280, "light"))
     await table.execute("alter table readings rename val to value")
@@ -163,6 +170,7 @@ async def take_all(pictures: Pictures, line: FaultyProxy, table: asyncpg.Connect
     line.refuse()
     await line.cut()
     await seen.wait_text("#state-word", "The database is away")
+    await seen.wait_true(OLD, within_s=20)
     await asyncio.sleep(TROUBLE_S)
     await pictures.take("outage", outage=(1280, "light"))
     await line.accept()
@@ -181,7 +189,7 @@ async def take_full(
         seen.lost_allowed = True
         await seen.wait_text("#state-text", "The space for dead letters is full", within_s=120)
         await asyncio.sleep(TROUBLE_S)
-        await Pictures(seen, folder).take("full", dead_letters=(1280, "light"))
+        await Pictures(seen, folder).take("full", LETTERS, dead_letters=(1280, "light"))
 
 
 async def test_pictures_of_the_dashboard(

@@ -30,6 +30,7 @@ _TIME = (1184, "timestamptz", "timestamptz")
 _TEXT = (25, "text", 'text collate "C"')
 _NUMBER = (701, "float8", "double precision")
 _LOCAL = 1114  # timestamp without time zone
+_REAL = 700
 _NO_TYPMOD = -1  # no precision and no length in brackets
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
 # Two services that start at the same time must not both create a table.
@@ -407,7 +408,11 @@ def _column_differences(
             )
         return
     type_oid, type_name, full = kind
-    using = f"{shown} at time zone 'UTC'" if column["type_oid"] == _LOCAL else f"{shown}::{full}"
+    casts = {
+        _LOCAL: f"{shown} at time zone 'UTC'",
+        _REAL: f"{shown}::text::{full}",  # 21.4 stays 21.4: the text is what was posted
+    }
+    using = casts.get(column["type_oid"], f"{shown}::{full}")
     to_type = f"{alter} type {full} using {using};"
     if (column["type_oid"], column["typmod"]) != (type_oid, _NO_TYPMOD):
         cut = ": values would be rounded" if column["type_oid"] == type_oid else ""

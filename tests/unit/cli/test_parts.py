@@ -409,7 +409,9 @@ HOLDS: list[tuple[dict[str, bytes], Step]] = [  # pages of the service, and what
             "/readyz": b'{"state": "accepting", "reason": "", "since": "now"}',
             "": b'{"columns": {"posts": [9], "received": [60, 40], "dead_invalid": [null, 31]}}',
         },
-        Step("hold show", out=["letters: 31% of the readings of the last minute became dead"]),
+        Step(
+            "hold show", out=["letters: about 31% of the readings of the last minute became dead"]
+        ),
     ),
     (
         {"/readyz": json.dumps(READY).encode(), "/hold/release": b'{"released": true}'},

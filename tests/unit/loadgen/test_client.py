@@ -154,6 +154,18 @@ async def test_csv_with_bad_lines_and_dead_letters_names_the_lines_and_exits_wit
     )  # item 4 is in line 7, since the bad line before it is no item
 
 
+async def test_csv_without_a_service_says_where_it_looked_and_how_to_say_another_place(
+    csv: Csv, scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not try for the minutes that a service which was there is given."""
+    monkeypatch.setattr("loadgen.csv.client.CONNECT_S_MAX", 0.1)
+    nobody = scripted.url.rpartition(":")[0] + ":1"
+    code, _, err = await csv(_write(tmp_path / "f.csv", 2), nobody)
+    assert code == 1
+    assert f"no answer from {nobody}" in err
+    assert "--url or its --state-dir" in err
+
+
 async def test_wide_csv_without_a_number_is_not_all_right(
     scripted: Scripted, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ export class Board {
     this.span = 900;
     this.cursor = null; // the Unix second that is read out, or null: the newest
     this.rowsMin = 30;
+    this.stale = 0; // the Unix second after which nothing is known, or 0
     this.onCursor = () => {};
   }
 
@@ -163,7 +164,8 @@ export function times(begin, end, wanted) {
   return found;
 }
 
-function label(second, every) {
+/** A label of an axis whose labels are so many seconds apart. */
+export function label(second, every) {
   const date = new Date(second * 1000);
   const midnight = date.getHours() === 0 && date.getMinutes() === 0;
   if (every >= DAY_S || (midnight && every >= 3600)) return `${date.getMonth() + 1}-${date.getDate()}`;

@@ -2,7 +2,7 @@
 //
 // Pointer or arrow keys on one chart move the cursor of all charts of its board.
 
-import { between, scale, times, usual } from "./board.js";
+import { between, label, scale, times, usual } from "./board.js";
 import { clock, make, moment } from "./text.js";
 
 const RIGHT = 10, TOP = 14, BOTTOM = 20; // around the plot, in CSS pixels; left: as wide as the labels
@@ -81,10 +81,12 @@ export class Chart {
     const y = (value) => TOP + this.plot.height * (1 - (Math.min(Math.max(value, axis.bottom), axis.top) - axis.bottom) / (axis.top - axis.bottom));
     this.axes(pen, axis, y);
     this.shadeTrouble(pen, from);
+    if (board.stale && board.stale < board.last) this.tint(pen, "off", board.stale, board.last);
     const bound = this.bound?.() ?? 0;
     if (bound && bound <= axis.top) this.limit(pen, y(bound));
     if (this.band) this.shade(pen, ...this.band.map((name) => this.rows(name)), from, y);
-    shown.forEach((values, at) => this.curve(pen, values, from, y, at));
+    const drawn = shown.flatMap((values, at) => (at && !values.some((value) => value) ? [] : [at])); // a second line at 0 would hide the first
+    for (const at of drawn.reverse()) this.curve(pen, shown[at], from, y, at);
     this.peak = this.marked(pen, shown, from, axis.top);
     this.readOut(pen, y);
   }
@@ -137,12 +139,24 @@ export class Chart {
     }
     pen.textAlign = "center";
     pen.textBaseline = "alphabetic";
-    for (const [second, text] of times(board.begin, board.last, Math.max(2, this.plot.width / 70))) {
-      const x = this.x(second);
-      if (x < this.left + 14 || x > this.left + this.plot.width - 14) continue;
-      line(pen, x, TOP + this.plot.height, x, TOP + this.plot.height + 4);
-      pen.fillText(text, x, TOP + this.plot.height + 16);
+    const right = this.left + this.plot.width, bottomY = TOP + this.plot.height;
+    const ticks = times(board.begin, board.last, Math.max(2, this.plot.width / 70)).map(([second, text]) => [this.x(second), text]).filter(([x]) => x >= this.left + 14 && x <= right - 14);
+    if (this.floating && ticks.length < 2) { // both ends instead
+      const every = board.span > 86_400 ? 86_400 : 1;
+      ticks.splice(0, 1, [this.left + 26, label(board.begin, every)], [right - 26, label(board.last, every)]);
     }
+    for (const [x, text] of ticks) {
+      line(pen, x, bottomY, x, bottomY + 4);
+      pen.fillText(text, x, bottomY + 16);
+    }
+  }
+
+  /** Shade a time in a tone. */
+  tint(pen, tone, begin, end) {
+    pen.globalAlpha = 0.13;
+    pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--paint-${tone}`);
+    pen.fillRect(this.x(begin), TOP, Math.max(1, this.x(end) - this.x(begin)), this.plot.height);
+    pen.globalAlpha = 1;
   }
 
   /** Shade the seconds in which the service was in trouble; `level` returns the tone. */
@@ -153,11 +167,7 @@ export class Chart {
       if (!tone) continue;
       let end = second;
       while (end < this.board.last && this.level(this.board.at("level", end + 1)) === tone) end++;
-      pen.globalAlpha = 0.13;
-      pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--paint-${tone}`);
-      const x = this.x(second);
-      pen.fillRect(x, TOP, Math.max(1, this.x(Math.min(end + 1, this.board.last)) - x), this.plot.height);
-      pen.globalAlpha = 1;
+      this.tint(pen, tone, second, Math.min(end + 1, this.board.last));
       second = end;
     }
   }
@@ -253,7 +263,8 @@ export class Chart {
     if (this.band) {
       const [low, high] = this.band.map((name) => board.at(name, second));
       const ends = low === null ? ["–"] : [this.tell(low), this.tell(high)];
-      this.range.textContent = ends[0] === ends.at(-1) ? ends[0] : ends.join(" to ");
+      this.range.textContent = ends.join(" to ");
+      this.range.parentElement.hidden = ends[0] === ends.at(-1);
     }
     this.when.textContent = board.cursor === null ? "" : board.span > 43_200 ? moment(new Date(second * 1000).toISOString()) : clock(second);
     this.said = `${this.title}: ${told.join(", ")}`;

@@ -76,11 +76,11 @@ export class Curves {
   }
 
   /** The readings of the last minute: how many were received, rejected, and became dead letters, these also in the last
-   *  ten seconds. */
+   *  ten seconds; and the failed writes. */
   lately() {
     const sum = (begin, seconds = 60) => [...this.board.columns].filter(([name]) => name.startsWith(begin))
       .flatMap(([, values]) => values.slice(-seconds)).reduce((all, one) => all + (one ?? 0), 0);
-    return { received: sum("received"), rejected: sum("rejected"), dead: sum("dead_"), deadNow: sum("dead_", 10) };
+    return { received: sum("received"), rejected: sum("rejected"), dead: sum("dead_"), deadNow: sum("dead_", 10), retries: sum("retries") };
   }
 
   draw() {
@@ -130,6 +130,7 @@ export class Curves {
       pen.fillRect((row / board.shown) * width, 0, Math.max(1, ((end - row) / board.shown) * width), 10);
     }
     const told = Object.entries(seconds).map(([word, time]) => `${word} ${duration(time)}`).join(", ");
+    byId("ribbon-begin").textContent = clock(board.begin);
     canvas.setAttribute("aria-label", `States in the time shown: ${told}`);
     canvas.title = told;
   }

@@ -18,9 +18,10 @@ const stepOf = (span) => STEPS_S.find((step) => span / step <= POINTS_MAX) ?? ST
 const namesOf = (metric) => ["mean", "least", "most"].map((part) => `${part} ${metric}`);
 
 export class Device {
-  /** `now` returns the Unix second of the service; `mark` hears which device is shown. */
-  constructor(now, mark) {
-    Object.assign(this, { now, mark, device: "", chosen: false, metrics: [], charts: [], most: METRICS, liveAt: 0 });
+  /** `now` returns the Unix second of the service; `mark` hears which device is shown, and what is known
+   *  of it; `held` returns why writes are paused. */
+  constructor(now, mark, held) {
+    Object.assign(this, { now, mark, held, why: "", device: "", chosen: false, metrics: [], charts: [], most: METRICS, liveAt: 0 });
     this.board = new Board(0);
     this.board.rowsMin = 2;
     for (const radio of document.querySelectorAll("[name=device-range]")) radio.addEventListener("change", () => this.choose());
@@ -82,6 +83,7 @@ export class Device {
     this.clear([]);
     byId("device-title").textContent = device;
     byId("device-last").tBodies[0].replaceChildren();
+    this.known(0);
     say(byId("device-note"), "Asking the database ..");
     say(byId("device-seen"), "");
     byId("device").hidden = false;
@@ -96,14 +98,31 @@ export class Device {
     try {
       const { readings, metrics, seen } = await ask(`/devices/readings?device_id=${encodeURIComponent(device)}&limit=100`);
       if (device !== this.device) return;
+      this.mark(device, { device_id: device, seen, last: readings[0] });
       const latest = seen?.last_seen ?? readings[0]?.ts;
       say(byId("device-seen"), latest ? `Last seen ${moment(latest)}.${seen ? ` First seen ${moment(seen.first_seen)}, since the service started.` : ""}` : "");
       byId("device-last").tBodies[0].replaceChildren(...readings.slice(0, 20).map((each) => make("tr", {}, make("td", {}, moment(each.ts)), make("td", {}, each.metric), make("td", { class: "num" }, measured(each.value)))));
       if (metrics.length) await this.offer(metrics);
       else say(byId("device-note"), "The table has no reading of this device. Is the name correct?");
     } catch (error) {
-      if (device === this.device) say(byId("device-note"), `Not available: ${error.message}.`);
+      if (device === this.device) this.fail(error);
     }
+  }
+
+  /** Say why the database does not tell. What is shown is of before: it is dimmed. */
+  fail(error) {
+    this.board.stale = this.knownAt;
+    this.why = `Not available: ${this.held() || error.message}.${this.knownAt ? ` The values are as of ${moment(new Date(this.knownAt * 1000).toISOString())}.` : ""}`;
+    say(byId("device-note"), this.why);
+    byId("device").classList.add("old");
+  }
+
+  /** The database told what is shown at a Unix second; 0: it has told nothing yet. */
+  known(second) {
+    this.knownAt = second;
+    this.board.stale = 0;
+    this.why = "";
+    byId("device").classList.remove("old");
   }
 
   async offer(metrics) {
@@ -163,9 +182,10 @@ export class Device {
     try {
       const found = [];
       for (const metric of this.metrics) found.push((await ask(`/devices/readings?${new URLSearchParams({ device_id: this.device, metric, from, to, step })}`)).buckets);
+      this.known(this.now());
       return found;
     } catch (error) {
-      say(byId("device-note"), `Not available: ${error.message}.`);
+      this.fail(error);
       return null;
     } finally {
       this.asking = false;
@@ -194,7 +214,7 @@ export class Device {
     });
     const empty = this.charts.filter((chart) => chart.element.hidden).map((chart) => chart.title);
     const none = empty.length === this.charts.length ? "No reading in this time" : `No value in this time: ${empty.join(", ")}`;
-    say(byId("device-note"), empty.length ? `${none}. Choose a longer time.` : "");
+    say(byId("device-note"), this.why || (empty.length ? `${none}. Choose a longer time.` : ""));
     this.place();
     board.replace(begin, step, columns);
   }
@@ -215,9 +235,9 @@ export class Device {
     if (!metrics.length || !turn || this.asking || now - this.liveAt < pause) return;
     this.liveAt = now;
     const end = (Math.floor(now / step) + 1) * step;
-    const from = Math.max(board.first, board.last - AGAIN * step);
+    const from = Math.max(board.first, Math.min(board.stale || Infinity, board.last) - AGAIN * step);
     if (!board.rows || end - board.first > 2 * POINTS_MAX * step || this.charts.every((chart) => chart.element.hidden)) return this.draw();
     const found = await this.ask(from, end, step);
-    if (found && turn === this.turn) this.put(found, Math.max(board.first, end - Math.ceil(this.span / step) * step), end, step);
+    if (turn === this.turn) this.put(found ?? metrics.map(() => []), Math.max(board.first, end - Math.ceil(this.span / step) * step), end, step);
   }
 }

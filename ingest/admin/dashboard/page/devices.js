@@ -6,6 +6,7 @@ const PERIOD_MS = 10_000;
 const FIRST_MS = 2_000;
 const TYPED_MS = 250;
 const PAGE = 50;
+const KEPT_MAX = 1_000; // last readings, for the time in which the database does not tell them
 const TABS = ["all", "silent", "newest", "rejected"];
 const EMPTY = {
   silent: "Every device has posted in this time.",
@@ -16,7 +17,7 @@ const EMPTY = {
 export class Devices {
   /** `open` shows one device. `onPage` hears of each page of the list. */
   constructor(open, onPage) {
-    Object.assign(this, { open, onPage, current: "" });
+    Object.assign(this, { open, onPage, current: "", kept: new Map() });
     this.tab = "all";
     this.after = "";
     this.several = false;
@@ -87,10 +88,20 @@ export class Devices {
     try {
       this.report = await ask(`/devices?silent_s=${byId("silent-s").value}`);
       if (this.tab === "all") this.page = await ask(`/devices/list?${new URLSearchParams({ limit: PAGE, prefix: this.prefix, after: this.after })}`);
+      this.keep();
       this.show();
       if (this.page) this.onPage(this.page);
     } catch (error) {
       say(byId("devices-count"), `Not available: ${error.message}.`);
+    }
+  }
+
+  /** Keep the last readings that the database tells; while it does not, those of before are shown. */
+  keep() {
+    if (this.kept.size > KEPT_MAX) this.kept.clear();
+    for (const each of this.page?.devices ?? []) {
+      if (each.last) this.kept.set(each.device_id, each.last);
+      else if (this.page.why) [each.last, each.old] = [this.kept.get(each.device_id), true];
     }
   }
 
@@ -119,18 +130,20 @@ export class Devices {
   }
 
   all() {
-    const devices = this.page?.devices ?? [];
+    const devices = [...(this.page?.devices ?? [])];
+    if (this.current && !this.prefix && !devices.some((each) => each.device_id === this.current)) devices.unshift(this.pinned);
     if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Find looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
-    return table(["Device", "Last reading", "Last seen"], devices.map(({ device_id, seen, last }) => {
-      const time = last?.ts ?? seen?.last_seen;
-      return [deviceLink(device_id, this.open), last ? make("span", {}, `${last.metric} `, make("b", {}, measured(last.value))) : "–", time ? ago(time) : "–"];
+    return table(["Device", "Last reading", "Last seen"], devices.map(({ device_id, seen, last, old }) => {
+      const time = old ? (seen?.last_seen ?? last?.ts) : (last?.ts ?? seen?.last_seen);
+      return [deviceLink(device_id, this.open), last ? make("span", old ? { class: "old", title: `of ${moment(last.ts)}` } : {}, `${last.metric} `, make("b", {}, measured(last.value))) : "–", time ? ago(time) : "–"];
     }), 1, (at) => devices[at].device_id === this.current);
   }
 
-  /** Mark the device that is shown. */
-  mark(device) {
-    this.current = device;
-    if (this.report) this.fill();
+  /** Mark the device that is shown. If it is not in the list, it is above it, with what was `found`. */
+  mark(device, found = { device_id: device }) {
+    const isNew = device !== this.current;
+    Object.assign(this, { current: device, pinned: found });
+    if (this.report && (isNew || !byId("device-list").contains(document.activeElement))) this.fill();
   }
 
   reported() {

@@ -2,7 +2,7 @@
 
 import { byId, bytes, count, make, ms, rough, short } from "./text.js";
 
-const WEEK_S = 604800, YEAR_S = 31536000;
+const DAY_S = 86400, WEEK_S = 604800, YEAR_S = 31536000;
 const GROUPS = [["flow", "Flow"], ["trouble", "Trouble"], ["machine", "Machine"]];
 const lists = new Map();
 const figures = new Map();
@@ -31,10 +31,13 @@ function figure(where, id, title, text, note, tone = "") {
   parts.box.dataset.tone = tone;
 }
 
-/** Show the figures of an event. `value` gives the newest value of a column. */
-export function showFigures(news, about, value) {
+/** The tone of what fills: how much of it, and when it will be full. */
+const filling = (size, most, fullInS) => (size >= 0.7 * most || (fullInS > 0 && fullInS < DAY_S) ? "warn" : "");
+
+/** Show the figures of an event. `value` gives the newest value of a column, `lately` has the sums of the last minute. */
+export function showFigures(news, about, value, lately) {
   showFlow(news, about, value);
-  showTrouble(news, about, value);
+  showTrouble(news, about, value, lately);
   showMachine(news, about, value);
 }
 
@@ -58,7 +61,7 @@ function showFlow({ sum }, about, value) {
     ].map(([number, what]) => (number ? ` ${count(number)} ${what}.` : "")).join("")}`;
 }
 
-function showTrouble({ sum, ready }, about, value) {
+function showTrouble({ sum, ready }, about, value, lately) {
   const refused = Object.values(ready.refused_60s ?? {}).reduce((a, b) => a + b, 0);
   const live = value("dlq_readings");
   const dead = Object.values(sum.dead).reduce((a, b) => a + b, 0);
@@ -66,19 +69,18 @@ function showTrouble({ sum, ready }, about, value) {
   figure("trouble", "rejected", "Refused", short(refused), refused ? "posts in 1 min" : "no post now", refused ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
     live ? size || `oldest ${rough(sum.dlq?.[1])}` : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
-  figure("trouble", "retries", "Retries", `${short(value("retries"))}/s`, value("retries") ? "failed writes" : "none", value("retries") ? "warn" : "dim");
+  const retries = Math.round(lately.retries);
+  figure("trouble", "retries", "Retries", short(retries), retries ? "writes in 1 min" : "none", retries ? "warn" : "dim");
 }
 
 function showMachine({ sum, ready }, about, value) {
   if (about.buffer === "journal") {
-    const full = ready.full_in_s?.journal;
     const there = value("disk_rows") ? `${short(value("disk_rows"))} only there` : `of ${bytes(about.journal_bytes_max)}`;
-    figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : full > 0 ? "warn" : "");
+    figure("machine", "journal", "Journal", bytes(value("journal_bytes")), sum.damaged ? `${count(sum.damaged)} damaged` : there, sum.damaged ? "bad" : filling(value("journal_bytes"), about.journal_bytes_max, ready.full_in_s?.journal));
   }
   if (about.buffer === "stream") {
-    const full = ready.full_in_s?.stream;
     const most = sum.broker?.stream_bytes_max ?? about.stream_bytes_max;
-    figure("machine", "stream", "Stream", bytes(value("stream_bytes")), `of ${bytes(most)}`, full > 0 ? "warn" : "");
+    figure("machine", "stream", "Stream", bytes(value("stream_bytes")), `of ${bytes(most)}`, filling(value("stream_bytes"), most, ready.full_in_s?.stream));
   }
   const table = sum.broker;
   if (table?.partitions) {

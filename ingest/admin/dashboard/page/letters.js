@@ -42,7 +42,7 @@ export class Letters {
   async load() {
     this.stale = false;
     try {
-      const { letters, looked_at_all } = await ask(`/dead-letters?${new URLSearchParams({ ...this.where(), limit: 100 })}`);
+      const { letters, looked_at_all } = await ask(`/dead-letters?${new URLSearchParams({ ...this.where(), limit: matchMedia("(max-width: 600px)").matches ? 20 : 100 })}`);
       this.show(letters, looked_at_all);
     } catch (error) {
       say(byId("letters-note"), `Not available: ${error.message}.`);
@@ -84,6 +84,9 @@ export class Letters {
     byId("replay").disabled = byId("discard").disabled = !some || this.busy;
     byId("replay").textContent = some ? `Replay ${count(this.chosen.size)}` : "Replay";
     byId("discard").textContent = some ? `Discard ${count(this.chosen.size)}` : "Discard";
+    const all = Object.keys(this.where()).length || !this.live ? "all that match" : `all ${count(this.live)}`;
+    byId("replay-all").textContent = `Replay ${all}`;
+    byId("discard-all").textContent = `Discard ${all}`;
     byId("replay-all").disabled = byId("discard-all").disabled = !this.shown.length || Boolean(this.busy);
   }
 

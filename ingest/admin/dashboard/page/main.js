@@ -8,7 +8,7 @@ import { showFigures } from "./figures.js";
 import { Letters } from "./letters.js";
 import { Refused } from "./refused.js";
 import { showSenders } from "./senders.js";
-import { showLink, showState } from "./state.js";
+import { heldBy, showLink, showState, steady } from "./state.js";
 import { Tail } from "./tail.js";
 import { byId, clock, duration, make, mayAct, notice, typed } from "./text.js";
 
@@ -18,6 +18,7 @@ let about = null; // what the history says of the service
 let newest = {}; // the newest row, by column
 let curves = null;
 let level = "ok";
+let held = ""; // why writes are paused
 
 const value = (name) => newest[name] ?? null;
 
@@ -42,8 +43,11 @@ function onHistory(history) {
 function onNews(event) {
   newest = Object.fromEntries(about.order.map((name, at) => [name, event.v[at]]));
   curves.append(event.t, Object.fromEntries(Object.entries(newest).map(([name, one]) => [name, [one]])));
-  const trouble = showState(event, about, value, curves.lately());
-  showFigures(event, about, value);
+  steady(event.ready.full_in_s);
+  held = heldBy(event.ready);
+  const lately = curves.lately();
+  const trouble = showState(event, about, value, lately);
+  showFigures(event, about, value, lately);
   if (level !== "ok" && event.level === "ok") setTimeout(() => device.draw(), LATE_MS); // readings that waited are written now
   level = event.level;
   if (event.ready.instances) {
@@ -56,7 +60,7 @@ function onNews(event) {
   document.title = `${trouble ? `${trouble[0].toUpperCase()}${trouble.slice(1)} – ` : ""}iot-ingest on ${about.host}`;
 }
 
-export const device = new Device(() => feed.last || Date.now() / 1000, (name) => devices.mark(name));
+export const device = new Device(() => feed.last || Date.now() / 1000, (name, found) => devices.mark(name, found), () => held);
 const open = (name) => device.open(name);
 const devices = new Devices(open, ({ devices: listed, more }) => {
   // Of a few devices the first is shown at once; of many, none until the reader chooses.

@@ -13,9 +13,24 @@ const TROUBLES = {
   sender_not_stored: "Of a sender nothing is stored",
 };
 const FULL = { journal: "Journal", stream: "Stream", dead_letters: "Space for dead letters", disk: "Disk" };
-const YEAR_S = 31536000;
+const WEEK_S = 604800;
+const EVENTS = 60; // a minute of them
 const STRAY = ["not_found", "method_not_allowed"]; // requests of nobody's devices
 const MANY = 0.1; // of the readings of the last minute
+
+const forecasts = new Map();
+
+/** Make the forecasts of an event steady: of each the median of the last minute. */
+export function steady(fullInS) {
+  for (const [what, seconds] of Object.entries(fullInS ?? {})) {
+    const lately = seconds > 0 ? [...(forecasts.get(what) ?? []), seconds].slice(-EVENTS) : [];
+    forecasts.set(what, lately);
+    if (lately.length) fullInS[what] = lately.toSorted((one, other) => one - other)[(lately.length - 1) >> 1];
+  }
+}
+
+/** Why writes are paused, if they are. */
+export const heldBy = ({ state, reason }) => (state === "on_hold" ? reason.replace(/^(the database refuses|writes are paused): /, "") : "");
 
 const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 const broken = ({ cause, reason }) => cause === "journal_broken" || reason.includes("the journal cannot be written");
@@ -53,7 +68,8 @@ export function showState(news, about, value, lately) {
   showMore(news.ready, about.runbook && (senders?.[4] ?? runbook), lately?.deadNow === 0);
   announce(`${word}. ${byId("state-todo").textContent}`, `${state}${cause ?? away}${senders?.[1]}`);
   const begin = cause_since ?? since;
-  byId("state-since").textContent = senders ? "" : `since ${moment(begin)} (${duration(Math.round((Date.now() - Date.parse(begin)) / 1000))})`;
+  const tellsTime = state === "accepting" && !away && / for \d/.test(news.ready.reason);
+  byId("state-since").textContent = senders || tellsTime ? "" : `since ${moment(begin)} (${duration(Math.round((Date.now() - Date.parse(begin)) / 1000))})`;
   byId("try-now").hidden = !mayAct || !(state === "on_hold" || away);
   say(byId("try-now"), about.releases ? `Try now, only ${about.releases}` : "Try now");
   return level === "ok" ? "" : word.split(/[:,]/)[level === "bad" && word.includes(":") ? 1 : 0].trim();
@@ -81,7 +97,7 @@ const said = (news) => news.said.replaceAll("`", "'").replace(/\[Errno \d+\] /g,
 function sentence(news, about, value, away) {
   const { state, reason, cause } = news.ready;
   if (cause === "dead_letters_full" || reason.includes("dead_letters_full")) return `The space for dead letters is full: ${bytes(news.sum.dlq?.[0])} of ${bytes(about.dlq_bytes_max)}. ${kept(about, value)}. Nothing is lost.`;
-  if (state === "on_hold") return `${capital(reason.replace(/^(the database refuses|writes are paused): /, ""))}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
+  if (state === "on_hold") return `${capital(heldBy(news.ready))}: ${said(news)}. ${kept(about, value)}. Nothing is lost.`;
   if (state === "starting") return `${capital(reason)}${news.said ? ": " + said(news) : ""}.${value("held") ? " " + kept(about, value) + "." : ""}`;
   if (away) return `The database does not answer: ${said(news)}. ${kept(about, value)}. They are written when it is back.`;
   if (state === "disk_low") return `${capital(reason)}. ${kept(about, value)}.`;
@@ -102,10 +118,9 @@ function todo(news, about, value, away) {
   return "";
 }
 
-/** When something is going to be full, soonest first, and where the runbook says more. `still`: no dead letter is added. */
+/** When something is going to be full within a week, and where the runbook says more. `still`: no dead letter is added. */
 function showMore({ full_in_s }, section, still) {
-  const soon = Object.entries(full_in_s ?? {}).filter(([what, seconds]) => !(still && what === "dead_letters") && seconds > 0 && seconds < YEAR_S) /* 0: it is full, and the state says so */;
-  soon.sort((one, other) => one[1] - other[1]);
+  const soon = Object.entries(full_in_s ?? {}).filter(([what, seconds]) => !(still && what === "dead_letters") && seconds > 0 && seconds < WEEK_S) /* 0: it is full, and the state says so */;
   const told = soon.map(([what, seconds]) => [FULL[what] ?? what, rough(seconds)]);
   const list = byId("state-full");
   list.hidden = !told.length;

@@ -6,6 +6,9 @@ export const byId = (id) => document.getElementById(id);
 /** How a command of the service is typed: `run`, and `restart`. The history says how it is here. */
 export const typed = { run: "ingest", restart: "ingest serve" };
 
+/** A text whose control characters are written as JSON does: a font has no sign for them. */
+const printable = (text) => text.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f]/g, (each) => `\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 /** Make an element. `has` are attributes (`class`, `title`, ..); children are nodes or texts. */
 export function make(name, has = {}, ...children) {
   const element = document.createElement(name);
@@ -13,12 +16,14 @@ export function make(name, has = {}, ...children) {
     if (typeof value === "function") element.addEventListener(key, value);
     else if (value !== false && value != null) element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...children.map((each) => (each instanceof Node ? each : String(each ?? ""))));
+  element.append(...children.map((each) => (each instanceof Node ? each : printable(String(each ?? "")))));
   return element;
 }
 
+const LONG = 100; // a command that scrolls on a phone
+
 /** A command, whose words are not broken at their hyphens. */
-export const command = (text) => make("code", {}, ...text.split(/(\s+)/).map((word) => (/\S/.test(word) ? make("span", {}, word) : word)));
+export const command = (text) => make("code", text.length > LONG ? { class: "long", tabindex: 0 } : {}, ...text.split(/(\s+)/).map((word) => (/\S/.test(word) ? make("span", {}, word) : word)));
 
 /** Put a text into an element; text between backticks is shown as code. */
 export function say(element, text) {
