@@ -1,10 +1,11 @@
-"""The text of RESULTS.md: the conditions, and a table a case, all with the same columns.
+"""The text of RESULTS.md: the conditions, and a table a case, with the columns that have figures.
 
 Pure: takes figures, gives Markdown.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,12 +26,12 @@ newest record is here.
 ./run bench --against COMMIT               did a change make it slower? records nothing
 ```
 
-Driver, service, PostgreSQL and peers (Debian's packages) share one machine, and take turns: each
-run measures each of them once, on fresh data, and counts what is stored. Figures are medians of the
-runs; in brackets the lowest and the highest. Usually 64 connections post as fast as they get
-answers, of 200 devices with one metric. A fleet has more devices, keys or new connections. The last
-columns: CPU of the service or peer, and of PostgreSQL; bytes a reading on the disk. PostgreSQL and
-InfluxDB 1.x answer when it is on the disk, `ack=buffered` and VictoriaMetrics from memory.
+Driver, service, PostgreSQL and peers (Debian's packages) share one machine. Each run measures each
+of them in turn, on fresh data, and counts what is stored. Figures are medians; in brackets the
+lowest and the highest. Usually 64 connections post as fast as they get answers, of 200 devices with
+one metric. The last columns: CPU of the service or peer, and of PostgreSQL; bytes a reading on the
+disk. PostgreSQL and InfluxDB 1.x answer when it is on the disk, `ack=buffered` and VictoriaMetrics
+from memory.
 """
 LAST = """## What helped, what lost, and why
 
@@ -96,8 +97,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def machine_of(line: Line) -> str:
     """Return what the cases of a line were measured on."""
-    text = "{processor}, {cores} cores, {memory}, {system}, Python {python}"
-    return text.format_map(defaultdict(lambda: "?", line.environment))
+    return "{processor}, {cores} cores, {memory}, {system}, Python {python}".format_map(
+        defaultdict(lambda: "?", line.environment)
+    )
 
 
 def when(line: Line) -> str:
@@ -139,8 +141,7 @@ def verdict_line(verdict: Verdict) -> str:
 
 def anchor(title: str) -> str:
     """Return the anchor that Markdown viewers give a heading."""
-    kept = "".join(each for each in title.lower() if each.isalnum() or each in " -_")
-    return kept.replace(" ", "-")
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def _told(lines: Sequence[Line]) -> str:
@@ -155,27 +156,28 @@ def _told(lines: Sequence[Line]) -> str:
 
 def _case(case: Case, line: Line, runs: Sequence[str]) -> str:
     parts = ["\n".join(f"- {verdict_line(each)}" for each in judge(case, line.runs))]
-    rows = [
-        (ALL[name].title, *cells)
-        for name in case.contenders
-        if any(cells := cells_of(line.runs.get(name, ())))
-    ]
+    measured = [name for name in case.contenders if any(cells_of(line.runs.get(name, ())))]
+    columns = {
+        column: value
+        for column, value in COLUMNS.items()
+        if any(cell(line.runs[name], value) for name in measured)
+    }
+    rows = [(ALL[name].title, *cells_of(line.runs[name], columns)) for name in measured]
     rows += [
         (label, cell(line.runs.get(name, ()), first_of(figure), spread=True))
         for label, name, figure in case.shown
     ]
     if rows:
-        head = ("", *COLUMNS) if len(rows[0]) > 2 else ("", case.unit)
+        head = ("", *columns) if measured else ("", case.unit)
         parts.append("\n".join(table(head, rows)))
     parts += [
         f"{ALL[name].title}: {line.left_out[name]}."
         for name in case.contenders
         if name in line.left_out
     ]
-    parts.append(f"Record {runs.index(line.at) + 1}.")
-    return f"## {case.title}\n\n" + "\n\n".join(parts) + "\n"
+    return "\n\n".join([f"## {case.title}", *parts, f"Record {runs.index(line.at) + 1}.\n"])
 
 
-def cells_of(runs: Sequence[Figures]) -> list[str]:
+def cells_of(runs: Sequence[Figures], columns: Mapping[str, Value] = COLUMNS) -> list[str]:
     """Return the cells of a contender, the rate with its spread."""
-    return [cell(runs, value, spread=value is rate) for value in COLUMNS.values()]
+    return [cell(runs, value, spread=value is rate) for value in columns.values()]
