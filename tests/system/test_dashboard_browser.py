@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -301,8 +302,11 @@ async def test_curves_have_one_read_out_and_draw_gaps_as_gaps(
         await seen.wait_text("#cursor-said", "Readings: received")
         await seen.page.keyboard.press("Escape")
         await seen.wait_true(f"{times}.join('') === ''")
-        await seen.page.hover("#c-buffer canvas", position={"x": 120, "y": 50})
-        await seen.wait_true(f"new Set({times}).size === 1 && {times}[0] !== ''")
+        async with asyncio.timeout(10):
+            x = 120  # a card above may grow, and move the chart away from the pointer
+            while not await seen.page.evaluate(f"new Set({times}).size === 1 && {times}[0] !== ''"):
+                x += 1
+                await seen.page.hover("#c-buffer canvas", position={"x": x, "y": 50})
         assert await seen.page.evaluate(GROWN) == 0
         inks = await seen.page.evaluate(GAP)
         before, between, after = inks["columns"]
