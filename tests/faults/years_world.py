@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections import Counter
@@ -237,7 +236,8 @@ class YearsWorld(World):
         try:
             await self.sleep(least_s, most_s)
         finally:
-            os.kill(process.pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it was ending when it was stopped
+                process.send_signal(signal.SIGCONT)
         return True
 
     # The end
