@@ -26,6 +26,15 @@ async def _climate(connection: asyncpg.Connection) -> list[tuple[object, ...]]:
     ]
 
 
+def _later(trigger: str) -> str:
+    """Return the `insert` of the function, for one device, as the guide says."""
+    return (
+        trigger[trigger.index("insert into climate") : trigger.index("    return null")]
+        .replace("new_readings", "readings")
+        .replace("where n.metric in", "where n.device_id = 'new-1' and n.metric in")
+    )
+
+
 async def test_trigger_of_the_guide_feeds_a_table_with_a_foreign_key(
     readings_url: str, readings_connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -54,20 +63,15 @@ async def test_trigger_of_the_guide_feeds_a_table_with_a_foreign_key(
         ]
         assert await _climate(readings_connection) == known
         await readings_connection.execute("insert into devices values ('new-1', 'roof')")
-        insert = trigger[trigger.index("insert into climate") : trigger.index("    return null")]
-        later = insert.replace("new_readings", "readings").replace(
-            "where n.metric in", "where n.device_id = 'new-1' and n.metric in"
-        )
-        await readings_connection.execute(later)
+        await readings_connection.execute(_later(trigger))
         known.append(("new-1", at + 3, 5, 52))
         assert await _climate(readings_connection) == known
 
         # Without the join the foreign key refuses the readings, and those alone.
         without = trigger.replace(" n join devices d on d.id = n.device_id", " n")
         assert without != trigger
-        function = without.partition("create trigger")[0]
         await readings_connection.execute(
-            function.replace("create function", "create or replace function")
+            without.partition("create trigger")[0].replace("create", "create or replace")
         )
         answer = await service.post(
             [
