@@ -102,7 +102,7 @@ class Machine:
     async def ingest(self, words: str) -> str:
         """Run a command as the runbook says."""
         runbook = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()
-        (function,) = (each.text for each in fences(runbook) if each.text.startswith("ingest()"))
+        (function,) = (each.text for each in fences(runbook) if "ingest() (" in each.text)
         return await self.run(f"{function}\ningest {words}")
 
     async def kill(self, unit: str) -> None:

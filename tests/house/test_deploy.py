@@ -215,7 +215,7 @@ def test_alerts_fire_and_stay_silent_as_their_tests_say(tmp_path: Path) -> None:
 
 
 def test_every_alert_has_a_section_of_the_runbook_and_a_severity() -> None:
-    """The section says what the alert means, what to check, and what to do."""
+    """The section says whether it wakes somebody, what it means, what to check, what to do."""
     text = (DEPLOY / "RUNBOOK.md").read_text()
     sections = dict(zip(_ANCHOR.findall(text), _ANCHOR.split(text)[2::2], strict=True))
     assert list(sections) == [rule["alert"] for rule in alerts()]
@@ -223,10 +223,12 @@ def test_every_alert_has_a_section_of_the_runbook_and_a_severity() -> None:
         name = rule["alert"]
         assert rule["annotations"]["runbook_url"] == f"{RUNBOOK_BASE}RUNBOOK.md#{name.lower()}"
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert rule["labels"]["severity"] in {"critical", "warning"}
+        word = {"critical": "Page", "warning": "Wait"}[rule["labels"]["severity"]]
         assert re.match(
-            r"\n\n\S[^*]+\n\n\*\*Check\.\*\* .+\n\n\*\*Act\.\*\*", sections[name], re.DOTALL
-        )
+            rf"\n\n\*\*{word}\.\*\* [^*]+\n\n\*\*Check\.\*\* .+\n\n\*\*Act\.\*\*",
+            sections[name],
+            re.DOTALL,
+        ), name
 
 
 @pytest.mark.parametrize("query", queries(), ids=lambda each: each.where)
