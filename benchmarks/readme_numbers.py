@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from benchmarks.document import COLUMNS, cell, machine_of, rate, table, when
 from benchmarks.fleets import MANY
@@ -20,17 +20,13 @@ ROWS = (  # what is sent, our contender, the peer with the same readings
     ("posts of 100", "hundreds_journal_durable", "hundreds_influx"),
     ("100,000 devices, each reading on a new connection", "fleet_singles", "fleet_singles_influx"),
     (
-        "1,000 hosts, line protocol in posts of 1,000 lines",
+        "acknowledged: 1,000 hosts, posts of 1,000 lines of 8 fields",
         MANY,
         f"{MANY}_influx",
     ),
 )
 SHOWN = ("readings/s", "p50 ms", "p99 ms", "CPU µs a reading", "PostgreSQL")  # of COLUMNS
 OTHERS = ("PostgreSQL's CPU µs", "InfluxDB 1.x, readings/s", "its CPU µs")
-SIZES = (
-    ("A reading of these hosts in `readings` takes {} bytes with its key", MANY),
-    ("One of Telegraf in a table with columns takes {} bytes", "columns_telegraf"),
-)
 NOT_YET = "Nothing is measured yet.\n"
 _REGION = re.compile(r"(<!-- measured: sizing -->\n).*?(<!-- end measured -->)", re.DOTALL)
 
@@ -45,22 +41,14 @@ def speed(lines: Sequence[Line]) -> str:
     line = max(reversed(lines), key=lambda each: len(_rows(each)), default=None)
     if line is None or not (rows := _rows(line)):
         return NOT_YET
-    head = ("`ack=durable`", *SHOWN[:-1], *OTHERS)
+    head = ("`ack=durable`", "readings/s stored", *SHOWN[1:-1], *OTHERS)
     how = (
-        f"Measured on {machine_of(line)}: {when(line)}; medians. Driver, service, PostgreSQL and "
-        "InfluxDB share this machine, and all connections post as fast as they get answers. "
-        f"{''.join(_size(lines))}All measurements: [RESULTS.md](benchmarks/RESULTS.md)."
+        f"Measured on {machine_of(line)}: {when(line)}; medians. Driver, service and databases "
+        "share this machine; all connections post as fast as they get answers. A rate counts until "
+        "all is in the table; for `acknowledged` and InfluxDB until the last answer."
     )
     wrapped = textwrap.wrap(how, 120, break_long_words=False, break_on_hyphens=False)
     return "\n".join([*table(head, rows), "", *wrapped, ""])
-
-
-def _size(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield what a reading takes on the disk, by the newest runs."""
-    newest = {name: runs for line in lines for name, runs in line.runs.items()}
-    for text, name in SIZES:
-        if size := cell(newest.get(name, ()), COLUMNS["bytes"]):
-            yield f"{text.format(size)}. "
 
 
 def _rows(line: Line) -> list[list[str]]:
