@@ -60,8 +60,7 @@ async def test_schema_apply_of_an_administrator_lets_a_role_write(
         await connection.execute(create[-1])
         done = await here(*(each.replace("$ADMIN_URL", database_url) for each in apply))
         assert (done.code, done.stderr) == (0, "")
-        assert f"the role {name} may write and read the table
-" in done.stdout
+        assert f"the role {name} may write and read the table\n" in done.stdout
     finally:
         await connection.execute(f"drop owned by {name}; drop role {name}")
         await connection.close()
