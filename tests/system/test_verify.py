@@ -101,7 +101,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
 @pytest.mark.parametrize(
     "form",
     [
-        "messagepack",
+        "msgpack",
         pytest.param("ndjson", marks=pytest.mark.slow),
         pytest.param("lines", marks=pytest.mark.slow),
         pytest.param("mapped", marks=pytest.mark.slow),
