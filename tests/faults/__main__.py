@@ -2,8 +2,8 @@
 
 All faults of `serve`, `--only broker` (a stream between gateways and writers) and `--only years`
 (partitions and the archive) each write their part of docs/reference/faults.md; with `--tables` a
-summary, but for `years`. Exit codes: 0 all is as promised, the controls lost readings, the mutants were
-found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
+summary, but for `years`. Exit codes: 0 all is as promised, the controls lost readings, the mutants
+were found; 1 a fault, control or mutant is red (each is named); 2 wrong use.
 """
 
 from __future__ import annotations
