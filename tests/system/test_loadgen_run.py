@@ -188,6 +188,7 @@ async def test_run_on_a_terminal_shows_live_lines_and_then_the_summary() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
     tmp_path: Path, open_tmp_path: Path
 ) -> None:
@@ -205,6 +206,6 @@ async def test_readme_commands_of_loadgen_run_do_what_they_are_shown_for(
             short = ("--step-s", "0.2") if "--find-max" in words else ("--duration-s", "1")
             runs.append([*words, "--url", service.url, *short])
         for words in runs:
-            done = await run_command("loadgen", "run", *words)
+            done = await run_command("loadgen", "run", *words, within_s=150)
             assert done.code == 0, f"{words}\n{done.stdout}{done.stderr}"
     assert _read(tmp_path / "report.json")["timeline"]["points"]
