@@ -97,9 +97,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def machine_of(line: Line) -> str:
     """Return what the cases of a line were measured on."""
-    return "{processor}, {cores} cores, {memory}, {system}, Python {python}".format_map(
+    told = "{processor}, {cores} cores, {memory}, {system}, Python {python}".format_map(
         defaultdict(lambda: "?", line.environment)
     )
+    return re.sub(r"(, Linux [\d.]+)-[^,]+", r"\1", told)  # the suffix names a build of the kernel
 
 
 def when(line: Line) -> str:

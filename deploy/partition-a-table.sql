@@ -7,8 +7,7 @@
 -- Run it as the role that owns the table. docs/run/database.md ("Partitions for a plain table") says
 -- when to use it, what waits meanwhile, and what to do if it stops. No reading is moved: the old
 -- table becomes the first partition, whole. Its end is the end of a day or month that lies ahead of
--- all readings. It may be run again after any error: what was done is read from the catalog. A table
--- that `ingest schema partition` of an older version has begun to turn is continued here.
+-- all readings. It may be run again after any error: what was done is read from the catalog.
 
 -- Your values. Names are written as in SQL.
 set recipe.readings = 'readings';

@@ -106,7 +106,7 @@ class Guard:
     def check_look(self, headers: Mapping[str, str]) -> None:
         """Raise Refused unless page and feed may be shown."""
         if not self.may_look(headers):
-            raise Refused("unauthorized", "the page needs a token: see docs/use/tokens.md")
+            raise Refused("unauthorized", "the page needs a token: log in at /login")
 
     def may_act(self, headers: Mapping[str, str]) -> bool:
         """Whether page and requests with these headers may act. Raises Refused `wrong_host`."""

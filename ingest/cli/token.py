@@ -353,7 +353,7 @@ COMMAND = Command(
     examples=("ingest token new greenhouse", "ingest token list"),
     usage="COMMAND [options]",
     epilog="""\
-A running service reads the file by itself. docs/use/tokens.md says how clients send a token.
+A running service reads the file by itself. Clients send `Authorization: Bearer TOKEN`.
 
 exit codes: 0 done, 1 the file cannot be written: the line to add is printed""",
     commands={

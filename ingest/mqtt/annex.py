@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 NOT_OURS = (
     "what the MQTT broker drops never comes here, and cannot be seen from here: check its "
-    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1 "
-    "(docs/grow/mqtt.md)"
+    "max_queued_messages, persistence and autosave_interval, and that devices publish with QoS 1"
 )
 
 

@@ -88,7 +88,7 @@ def _time_us(ts: str | int) -> int:
 FORMATS = {
     "json": Format("application/json", _json),
     "ndjson": Format("application/x-ndjson", _ndjson),
-    "messagepack": Format("application/msgpack", _msgpack),
+    "msgpack": Format("application/msgpack", _msgpack),
     "lines": Format("text/plain; charset=utf-8", _lines, "/write", is_answered=False),
     "mapped": Format(
         "application/json", _mapped, "/v1/in/loadgen", is_answered=False, takes_ack=False
@@ -98,6 +98,6 @@ FORMATS = {
 
 def letter_text(name: str, text: str) -> str:
     """Return what a dead letter of this item has as its original; bytes as characters."""
-    if name == "messagepack":
+    if name == "msgpack":
         return msgspec.msgpack.encode(json.loads(text)).decode("latin-1")
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ from loadgen.proof.conclude import Result
 from loadgen.proof.readings import Plan
 from loadgen.proof.reconcile import Fault as Reading
 from tests.faults import report
-from tests.faults.__main__ import parser
+from tests.faults.__main__ import main, parser
 from tests.faults.all_faults import BROKER_MODULES, FAULTS, MODULES, YEARS_MODULES
 from tests.faults.matrix import BROKER, SERVE, YEARS, of_table, place
 from tests.faults.own import Own
@@ -22,6 +21,7 @@ from tests.faults.runner import Done
 from tests.faults.selections import CI, SELECTIONS, names_of
 from tests.faults.trial import Found
 from tests.faults.world import World
+from tests.support.documents import commands, fences
 from tests.system.service import Reply, run_command
 
 # The faults of the plan's table for one machine without workers or a broker. From 51 on: what
@@ -88,9 +88,8 @@ def test_the_report_shows_all_that_the_code_has() -> None:
     page = report.PAGE.read_text()
     for table in FIRST:
         assert report.missing_from(report.part_of(page, table), of_table(table)) == []
-        assert "not yet" in report.part_of(
-            report.put(page, f"{table}-tables", "not yet"), f"{table}-tables"
-        )
+    for part in (f"{SERVE}-tables", f"{BROKER}-tables"):
+        assert "not yet" in report.part_of(report.put(page, part, "not yet"), part)
     with pytest.raises(ValueError, match="no part ci"):
         report.put(page, "ci", "")
 
@@ -245,8 +244,14 @@ def test_what_a_machine_cannot_do_is_not_called_tested(monkeypatch: pytest.Monke
 
 def test_the_page_shows_commands_that_are_understood() -> None:
     """The command line takes each command of the page; the faults that it names exist."""
-    commands = re.findall(r"^\./run faults(.*?)  ", report.PAGE.read_text(), re.MULTILINE)
-    assert len(commands) == 8
-    for command in commands:
-        chosen = parser().parse_args(command.split())
+    (block,) = (each.text for each in fences(report.PAGE.read_text()) if each.not_run)
+    for _, *words in commands(block):
+        chosen = parser().parse_args(words)
         assert not chosen.only or set(names_of(chosen.only)) <= set(FAULTS)
+
+
+def test_tables_are_not_for_the_archive(capsys: pytest.CaptureFixture[str]) -> None:
+    """No service starts with both, so nothing is run."""
+    for only in ("years", "F2,Y1"):
+        assert main(["--only", only, "--tables"]) == 2
+        assert "--tables is not for the faults of years" in capsys.readouterr().err

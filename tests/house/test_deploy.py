@@ -54,7 +54,7 @@ from tests.support.deployment import (
     run,
     selected,
 )
-from tests.support.documents import OPERATING, fences
+from tests.support.documents import marked
 
 YAML_FILES = sorted(each for kind in ("*.yml", "*.yaml") for each in DEPLOY.rglob(kind))
 COMPOSE_FILES = ("compose.yaml", "compose.roles.yaml", "compose.mqtt.yaml")
@@ -158,7 +158,7 @@ def test_prometheus_takes_its_configuration_and_the_alerts(name: str) -> None:
 def test_scripts_for_the_alerts_print_and_change_what_they_say(tmp_path: Path) -> None:
     """The rules of the operator are those of alerts.yml; a command of the documents sets links."""
     shutil.copytree(DEPLOY, tmp_path / "deploy")
-    (command,) = (each.text for each in fences(OPERATING) if RUNBOOK_BASE[:-1] in each.text)
+    (command,) = marked("docs/run/deploy.md", "test_deploy.py")
     assert run("sh", "-euc", command, cwd=tmp_path) == (0, "")
     changed = (tmp_path / "deploy" / "alerts.yml").read_text()
     before = (DEPLOY / "alerts.yml").read_text()

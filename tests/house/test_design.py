@@ -32,8 +32,6 @@ NOUNS_MAX = 30
 _DECISION = re.compile(
     r"^### (\d+)\. [^\n]+\n\n\*(\d{4}-\d\d-\d\d)\.\* (.+?)(?=\n\n|\n?\Z)", re.MULTILINE | re.DOTALL
 )
-# Documents of the authors that are in no repository.
-_OUT_OF_REACH = re.compile(r"\.\./(?:research|design)\b|\breliab" r"ility [0-9]|CONT" r"RACT\.md")
 _CITATION = re.compile(r"\bDESIGN(?:\.md)?,? ([0-9]+)\b|\b[Dd]ecisions? ([0-9]+)\b")
 _LINK = re.compile(r"\[([0-9]+)\]\((?:docs/decisions/)?(\w+\.md)\)")  # in DESIGN.md and the like
 
@@ -117,15 +115,6 @@ def test_cited_decisions_are_there() -> None:
         number for text in DECISIONS.values() for number in re.findall(r"\s\(([0-9]+)\)", text)
     ]
     assert [each for each in in_words if each not in homes] == []
-
-
-def test_nothing_cites_what_a_reader_cannot_open() -> None:
-    """Each cited page is in the repository."""
-    assert [
-        f"{path}: {found}" for path, text in texts() for found in _OUT_OF_REACH.findall(text)
-    ] == []
-    assert _OUT_OF_REACH.search("see .." + "/research/x.md")
-    assert _OUT_OF_REACH.search("then reliab" + "ility 3.2")
 
 
 def test_every_dependency_earns_its_place() -> None:

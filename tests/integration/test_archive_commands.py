@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ingest.years.archive.archiver import ParquetArchiver
 from ingest.years.archive.files import ArchiveFailed, ArchiveFolder
 from tests.support.archives import Row, drawn, rows_in, rows_in_files, store
 from tests.support.commands import Here, with_user
+from tests.support.documents import commands, marked
 
 DAY_US = 86_400_000_000
 OLD_US = 1_779_926_400_000_000  # 2026-05-28
 NAME = "readings_p20260528"
+START, LOOK = marked("docs/grow/years.md", "test_archive_commands.py")
 
 
 async def arrive(connection: asyncpg.Connection, rows: list[Row]) -> None:
@@ -41,8 +44,8 @@ async def arrive(connection: asyncpg.Connection, rows: list[Row]) -> None:
 
 async def archiving(here: Here, url: str, folder: Path) -> tuple[str, ...]:
     """Make the table; return the flags with which days leave it for files in a folder."""
-    words = ("--database-url", url, "--partition-span", "day", "--keep-hot", "30d")
-    flags = (*words, "--archive-dir", str(folder))
+    (words,) = commands(START.replace("/srv/cold", shlex.quote(str(folder))))
+    flags = ("--database-url", url, "--partition-span", "day", *words)
     assert (await here("schema", "apply", *flags)).code == 0
     return flags
 
@@ -63,9 +66,11 @@ async def test_readings_leave_for_files_and_come_back(
         return [(each["kind"], each["partition"]) for each in did]
 
     async def archive(*what: object) -> Any:
-        done = await here("archive", *what, "--json", *words)
+        done = await here(*what, "--json", *words)
         assert done.code == 0, done
         return json.loads(done.stdout)
+
+    listing, verify, restore, release = commands(LOOK.replace("readings_p20261126", name))
 
     await arrive(connection, first)
     assert (await keep_house())[-3:] == [("detach", name), ("archive", name), ("drop", name)]
@@ -75,28 +80,28 @@ async def test_readings_leave_for_files_and_come_back(
     assert sorted(rows_in_files(tmp_path.glob("*.parquet"))) == sorted(rows)
     some = parquet.read_table(tmp_path, filters=[("device_id", "==", rows[0][1])])  # as pandas does
     assert some.num_rows == sum(row[1] == rows[0][1] for row in rows)
-    (listed,) = await archive("list")
+    (listed,) = await archive(*listing)
     assert (listed["name"], listed["readings"], listed["restored"]) == (name, 30, False)
-    assert await archive("verify") == {"good": 1, "faults": {}}
+    assert await archive(*verify) == {"good": 1, "faults": {}}
 
     asked = (
         "select exists (select from pg_stat_activity where query ~ 'advisory_lock' and pid <> $1)"
     )
     async with registry.alone(connection, (await look_at(connection, "readings", "day")).oid):
-        restoring = asyncio.create_task(archive("restore", name))
+        restoring = asyncio.create_task(archive(*restore))
         while not await connection.fetchval(asked, connection.get_server_pid()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert not restoring.done()
     await restoring
     assert await rows_in(connection, "readings") == sorted(rows)
     assert await keep_house() == []
-    again = await here("archive", "restore", name, *words)
+    again = await here(*restore, *words)
     assert again.code == 2
     assert "has readings of this time" in again.stderr
-    assert await archive("release", name) == {"released": True}
+    assert await archive(*release) == {"released": True}
     assert len(await keep_house()) == 3
     assert await rows_in(connection, "readings") == []
-    assert await archive("verify", name) == {"good": 1, "faults": {}}
+    assert await archive(*verify, name) == {"good": 1, "faults": {}}
 
     (tmp_path / f"{name}.parquet").write_bytes(b"")
     broken = await here("archive", "verify", *words)

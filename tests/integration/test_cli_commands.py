@@ -14,6 +14,7 @@ import pytest
 
 from ingest.system.state_folder import ServiceInfo, StateFolder, running_service
 from tests.support.commands import Here, ingest, with_user
+from tests.support.documents import commands, marked
 from tests.support.processes import killed_after
 from tests.system.database import give_data
 from tests.system.service import REPOSITORY, Service, environment, is_alive
@@ -45,6 +46,24 @@ async def test_schema_apply_makes_the_table_and_a_second_time_changes_nothing(
     finally:
         await connection.close()
     assert len(found) == 2
+
+
+async def test_schema_apply_of_an_administrator_lets_a_role_write(
+    here: Here, database_url: str
+) -> None:
+    """The block of docs/run/database.md, with another name of the role."""
+    (block,) = marked("docs/run/database.md", "test_cli_commands.py")
+    name = f"of_page_{os.getpid()}"
+    create, apply = commands(block.replace("role ingest", f"role {name}"))
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(create[-1])
+        done = await here(*(each.replace("$ADMIN_URL", database_url) for each in apply))
+        assert (done.code, done.stderr) == (0, "")
+        assert f"the role {name} may write and read the table\n" in done.stdout
+    finally:
+        await connection.execute(f"drop owned by {name}; drop role {name}")
+        await connection.close()
 
 
 async def test_schema_show_tells_by_its_exit_code_whether_the_table_fits(

@@ -20,10 +20,13 @@ from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
 from ingest.sinks.postgres.housekeeping.table_state import PARTITIONED, PLAIN, look_at
 from tests.support.commands import Here
+from tests.support.documents import commands, marked
 from tests.support.rows import encode, readings
 from tests.system.service import REPOSITORY
 
-RECIPE = (REPOSITORY / "deploy" / "partition-a-table.sql").read_text()
+(BLOCK,) = marked("docs/run/database.md", "test_partition_recipe.py")
+(_, *PSQL, FILE), ADOPT, HOUSEKEEPING = commands(BLOCK)
+RECIPE = (REPOSITORY / FILE).read_text()
 UNTIL = "ingest_partition_until"
 DECLARED = """
 [[table]]
@@ -46,7 +49,7 @@ async def partition(url: str, before: str = "", **values: str) -> tuple[int, str
         )
         assert found == 1
     process = await asyncio.create_subprocess_exec(
-        *(find_psql(), "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--file", "-", url),
+        *(find_psql(), "--no-psqlrc", *PSQL, "-", url),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -111,9 +114,9 @@ async def test_table_is_partitioned_while_a_sink_writes(
     assert "set partition_span" in (await here("schema", "adopt", "--yes", *none)).stderr
     done = await here("schema", "adopt", *url)
     assert (done.code, "would be adopted: readings_before_" in done.stdout) == (1, True)
-    assert (await here("schema", "adopt", "--yes", *url)).code == 0
+    assert (await here(*ADOPT, *url)).code == 0
     assert "none: the housekeeping has all" in (await here("schema", "adopt", *url)).stdout
-    assert (await here("housekeeping", "run", *url)).code == 0
+    assert (await here(*HOUSEKEEPING, *url)).code == 0
     view = await look_at(operator, "readings", "day")
     assert view.ours
     assert all(each.ours for each in view.partitions)

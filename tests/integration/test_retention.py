@@ -35,6 +35,7 @@ from ingest.years.rollups import state as rollup_state
 from ingest.years.rollups.job import Rollups
 from ingest.years.rollups.state import progress
 from tests.support.commands import Here
+from tests.support.documents import commands, marked
 
 KEEP = Policy(2 * DAY_US, "2d")
 TABLE = """create table readings (ts timestamptz, device_id text, metric text, value float8,
@@ -455,11 +456,13 @@ async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
     assert housekeeping.failed == 0
     said = housekeeping.trouble().details
     assert said.startswith(f"detach {made[0]}: keep_hot = 2d has not been")
-    words = ("--keep-hot", "2d", "--database-url", shared_url)
-    assert "waits: keep_hot = 2d" in (await here("housekeeping", "plan", *words)).stdout
+    (block,) = marked("docs/grow/years.md", "test_retention.py")
+    plan, run = commands(block.replace("30d", "2d"))
+    url = ("--database-url", shared_url)
+    assert "waits: keep_hot = 2d" in (await here(*plan, *url)).stdout
     said = ""
     while f"drop {made[0]}: done" not in said:  # the other run may have the lock
-        said = (await here("housekeeping", "run", "--yes", *words)).stdout
+        said = (await here(*run, *url)).stdout
     while housekeeping.trouble().cause:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert housekeeping.waiting == 0

@@ -101,7 +101,7 @@ SWAPPED = {  # what is there instead of our table, and the reason and the messag
     "alter table readings rename to old; create view readings as table old": (
         "schema",
         "readings is a view; a table is needed: nothing else has the unique key that makes a retry "
-        "safe. Name a table (table_name); docs/run/database.md says how to go on from it; "
+        "safe. Name a table (table_name); a trigger of yours may feed another one; "
         "INSERT and SELECT on public.readings are not granted to the role plain_role",
     ),
 }

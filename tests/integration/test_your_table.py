@@ -19,6 +19,7 @@ from ingest.sinks.postgres import schema
 from loadgen.proof.table import refuses, stream_rows
 from loadgen.proof.table_names import TableNames
 from tests.support.commands import Here
+from tests.support.documents import commands, marked
 from tests.support.rows import encode, readings
 
 NAMES = {
@@ -169,7 +170,7 @@ async def test_target_that_is_no_table_is_told(
         await sink.open()
     assert (failed.value.verdict, failed.value.reason) == (Verdict.HOLD, "schema")
     assert failed.value.message.startswith(f'"order" is a {kind}; a table is needed')
-    with pytest.raises(StartError, match=r"table_name.*docs/run/database\.md"):
+    with pytest.raises(StartError, match=r"table_name.*trigger of yours"):
         await schema.apply(plant, make_target(named()))
     await plant.execute("drop extension if exists file_fdw cascade")
 
@@ -188,9 +189,11 @@ async def test_wide_view_has_a_column_for_each_metric(
         f"insert into {TABLE} ({COLUMNS}) values (to_timestamp($1), 'd', $2, $3)",
         [(1, "heat", 3), (1, "heat", 2), (1, odd, 5), (2, "x", 1)],
     )
-    view = ["schema", "view", "--wide", "My climate"]
+    (block,) = marked("docs/run/database.md", "test_your_table.py")
+    (words,) = commands(block.replace("climate", "'My climate'"))
+    *view, flag, _ = words
     metrics = 'heat,"' + odd.replace('"', '""') + '"'
-    printed = await here(*view, "--metrics", "heat", *at)
+    printed = await here(*view, flag, "heat", *at)
     assert printed.code == 0
     assert "-- Nothing was made" in printed.stdout
     name = '"Plant ""1"""."My climate"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,6 @@ DOCUMENTS = {
     for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
 }
 README = DOCUMENTS["README.md"]
-# Pages whose commands run in their order, after those of the README.
-PAGES = ("run/operating", "run/deploy", "grow/years", "run/upgrading")
-OPERATING = "\n".join(DOCUMENTS[f"docs/{each}.md"] for each in PAGES)
 _FENCE = re.compile(
     r"^(?: *<!-- (run by|not run): ([^\n]+) -->\n)?( *)```(\w*)\n(.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
@@ -45,6 +43,16 @@ def fences(text: str) -> list[Fence]:
         )
         for mark, reason, margin, language, block in _FENCE.findall(text)
     ]
+
+
+def marked(page: str, test: str) -> list[str]:
+    """Return the blocks of a page whose own mark names a test."""
+    return [each.text for each in fences(DOCUMENTS[page]) if test in each.run_by.split(", ")]
+
+
+def commands(block: str) -> list[list[str]]:
+    """Return the words of each line of a block of shell, without its program."""
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
 
 
 def without_fences(text: str) -> str:

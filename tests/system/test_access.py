@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,9 @@ async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
 async def test_commands_of_docs_tokens_md(
     open_tmp_path: Path, at_hand: dict[str, Any], here: Here
 ) -> None:
-    """As they stand: a token, the start for the network with limits, limits of a token, a
-    certificate, admins, a leaked token, rotation, end."""
-    first, start, leaked, later, limits, own, certificate, proxy, admins = (
+    """As they stand: a token, the start for the network with limits, a post, a leaked token, its
+    end, rotation, limits of a token, a certificate, admins."""
+    first, start, post, leaked, ended, later, limits, own, certificate, proxy, admins = (
         each.text for each in fences(DOCUMENTS["docs/use/tokens.md"]) if each.language == "sh"
     )
     words = shlex.split(first)
@@ -99,6 +101,9 @@ async def test_commands_of_docs_tokens_md(
         devices = next((each for each in service.lines if each.startswith("devices:")), "")
         assert not devices or re.search(r"http://[0-9.]+:[0-9]+/v1/readings", devices)
         assert await status(service, token) == 202
+        typed = post.replace("TOKEN", token).replace("http://127.0.0.1:8080", service.url)
+        shown = await asyncio.to_thread(subprocess.check_output, ["sh", "-c", typed])
+        assert json.loads(shown)["accepted"] == 1
         headers = {settings["client-certificate-header"]: "CN=boiler-7,O=Example"}
         of_boiler = READING.replace(b"d1", b"boiler-7")
         for body, told in ((of_boiler, 202), (READING, 403)):
@@ -116,7 +121,7 @@ async def test_commands_of_docs_tokens_md(
             assert await status(service, admin) == 403
         assert (await service.request("GET", service.admin_url + "/")).status == 401
         assert (await here("hold", "show", "--state-dir", open_tmp_path)).code == 0
-        for commands in (leaked, later):
+        for commands in (leaked + ended, later):
             for command in commands.splitlines():
                 done = await here(*shlex.split(command)[1:], "--state-dir", open_tmp_path)
                 assert done.code == 0, (command, done.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
@@ -243,6 +244,57 @@ def documented_check() -> Callable[[Mapping[str, str], bytes, bytes], bool]:
     exec(code, names)  # noqa: S102  it is ours
     check: Callable[[Mapping[str, str], bytes, bytes], bool] = names["is_ours"]
     return check
+
+
+async def typed(command: str, folder: Path, env: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """Start a block of a page in a shell, in a group of processes of its own."""
+    program = f'ingest() {{ "{sys.executable}" -P -m ingest "$@"; }}\n'
+    return await asyncio.create_subprocess_exec(
+        *("bash", "-c", program + command),
+        cwd=folder,
+        env=environment({"PYTHONPATH": str(REPOSITORY), **env}),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+async def test_commands_of_the_page_forward_and_show_what_was_refused(tmp_path: Path) -> None:
+    """docs/grow/forward.md: a consumer is made, readings of `plant-*` are sent and signed.
+
+    The target refuses the first post; the last command prints its readings.
+    """
+    page = fences(DOCUMENTS["docs/grow/forward.md"])
+    start, show = (each.text for each in page if each.language == "sh")
+    is_ours, secret = documented_check(), b"of 16 characters, at least"
+    (tmp_path / "secret").write_bytes(secret)
+    those = readings(20, device="plant")
+
+    async def behave(came: Came) -> web.StreamResponse | None:
+        is_first = came.number == 1 or not is_ours(came.headers, came.body, secret)
+        return web.Response(status=400) if is_first else None
+
+    env = {
+        "INGEST_STATE_DIR": str(tmp_path / "state"),
+        "INGEST_STREAM_BYTES_MAX": "64MiB",
+        "INGEST_ADMIN_LISTEN": "127.0.0.1:0",
+    }
+    async with broker_in(tmp_path / "state") as server, Webhook(behave) as target:
+        await fill(server, messages_of([*those, *readings(10)], 10))
+        there = start.replace("https://billing.example/readings", f"'{target.url}'")
+        running = await typed(there, tmp_path, env)
+        refused: list[dict[str, Any]] = []
+        try:
+            async with asyncio.timeout(60):
+                while len(target.items) + len(refused) < len(those):
+                    shown = await typed(show.replace("NAME", "billing"), tmp_path, env)
+                    refused = json.loads((await shown.communicate())[0])
+        finally:
+            os.killpg(running.pid, signal.SIGTERM)
+            await running.communicate()
+        came = json.loads(target.came[0].body)
+        assert len(refused) == len(came)
+        got = [*target.items, *(tuple(each.values()) for each in refused)]
+        assert sorted(got) == sorted(items_of(those))
 
 
 async def test_target_checks_the_signature_as_the_document_shows(

@@ -22,8 +22,6 @@ import pytest
 from ingest.cli.commands import COMMANDS, build_parser
 from tests.support.documents import (
     DOCUMENTS,
-    OPERATING,
-    README,
     Fence,
     fences,
     without_fences,
@@ -33,6 +31,14 @@ from tests.system.service import REPOSITORY, Service, environment
 NEEDS_CURL = pytest.mark.skipif(
     shutil.which("curl") is None, reason="no curl: apt-get install -y --no-install-recommends curl"
 )
+# Pages whose commands run in their order, after those of README.md.
+PAGES = (
+    "docs/run/operating.md",
+    "docs/run/deploy.md",
+    "docs/grow/years.md",
+    "docs/run/upgrading.md",
+)
+OPERATING = "\n".join(DOCUMENTS[each] for each in PAGES)
 # curl prints the status after the body, and reads no configuration of the user.
 CURLRC = 'silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}"\n'
 
@@ -127,7 +133,7 @@ async def test_readme_commands_in_their_order_do_what_is_said(open_tmp_path: Pat
     state = open_tmp_path / "state"
     async with Service(state) as service:
         reader = Reader(service, open_tmp_path / "iot ingest", state)
-        for fence in fences(README) + fences(DOCUMENTS["docs/use/posting.md"]):
+        for fence in fences(DOCUMENTS["README.md"]) + fences(DOCUMENTS["docs/use/posting.md"]):
             await reader.read(fence)
         assert [each.status for each in reader.answers] == [202, 200, 200, 202, 202, 202, 202]
         assert reader.compared == 5

@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from ingest import __version__
-from tests.support.documents import README, fences
+from tests.support.documents import README, fences, marked
 from tests.system.checkout import PLAIN_PATH, REPOSITORY, Checkout
 
 WHEEL = f"iot_ingest-{__version__}-py3-none-any.whl"
@@ -119,7 +119,7 @@ def test_wheel_works_by_the_commands_of_the_readme(
     other = Path(database_url.partition("host=")[2].partition("&")[0]).stat().st_uid
     os.chown(state, other, -1)
     (folder / WHEEL).hardlink_to(dist / WHEEL)
-    (block,) = (each.text for each in fences(README) if each.run_by == "test_release.py")
+    (block,) = marked("README.md", "test_release.py")
     venv, install, serve = block.splitlines()
     post = next(each.text.strip() for each in fences(README) if each.text.startswith("curl"))
     post += "?ack=committed"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import commands, marked
 from tests.system.checkout import PLAIN_PATH, REPOSITORY, Checkout
 
 CHEAP = ("config", "--print", "listen")
@@ -121,7 +122,10 @@ def test_run_hostile_environment_changes_nothing(checkout: Checkout, tmp_path: P
 def test_run_without_a_word_is_the_service(checkout: Checkout, open_tmp_path: Path) -> None:
     """As in the README. The started process is the service itself: SIGTERM drains it."""
     folder = open_tmp_path / "state"
+    (block,) = marked("README.md", "test_run_script.py")
+    (words,) = commands(block)
     service = checkout.start(
+        *words,
         environ={
             "INGEST_LISTEN": "127.0.0.1:0",
             "INGEST_ADMIN_LISTEN": "127.0.0.1:0",

@@ -27,7 +27,7 @@ HERE = "127.0.0.1:8080"
 )
 async def test_block_stores_two_readings(language: str, command: list[str]) -> None:
     """A reader who types it has two readings in the table."""
-    (block,) = [each.text for each in fences(TEXT) if each[0] == language and not each.run_by]
+    (block,) = [each.text for each in fences(TEXT) if each[0] == language and not each.not_run]
     async with running_receiver() as receiver:
         text = block.replace(HERE, receiver.address)
         assert text != block

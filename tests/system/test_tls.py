@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import make_certificate, trusting
+from tests.support.documents import commands, marked
 from tests.support.receiver import Client
 from tests.support.supervisors import Devices
 from tests.system.service import Service, run_command
@@ -101,4 +102,8 @@ async def _rows(service: Service) -> int:
 
 
 def _tls(cert_file: Path, key_file: Path) -> tuple[object, ...]:
-    return ("--tls-cert-file", cert_file, "--tls-key-file", key_file)
+    """Return the flags of docs/run/deploy.md, but for the address."""
+    (block,) = marked("docs/run/deploy.md", "test_tls.py")
+    ((_, _, *flags),) = commands(block)
+    files: dict[str, object] = {"server.crt": cert_file, "server.key": key_file}
+    return tuple(files.get(each, each) for each in flags)

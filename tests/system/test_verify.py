@@ -18,10 +18,10 @@ from loadgen.proof.readings import REFUSED_METRIC, Plan
 from loadgen.proof.run import Job, Run
 from loadgen.report.verdict import text
 from loadgen.traffic.post import target_of
-from tests.support.documents import fences
+from tests.support.documents import DOCUMENTS, fences
 from tests.support.locks import table_locked
 from tests.system.database import Database
-from tests.system.service import REPOSITORY, Done, Service, run_command, started
+from tests.system.service import Done, Service, run_command, started
 from tests.system.test_database_faults import QUICK
 
 HASTY: dict[str, Any] = {
@@ -101,7 +101,7 @@ async def test_all_is_as_promised_though_the_database_dies_in_the_middle(
 @pytest.mark.parametrize(
     "form",
     [
-        "messagepack",
+        "msgpack",
         pytest.param("ndjson", marks=pytest.mark.slow),
         pytest.param("lines", marks=pytest.mark.slow),
         pytest.param("mapped", marks=pytest.mark.slow),
@@ -112,7 +112,7 @@ async def test_formats_are_proven_as_json_is(
 ) -> None:
     """With invalid items where answers name them, and with each kind of time and value."""
     sources = open_tmp_path / "sources.toml"
-    text = (REPOSITORY / "docs" / "reference" / "loadgen.md").read_text()
+    text = DOCUMENTS["docs/reference/loadgen.md"]
     (source,) = (each.text for each in fences(text) if each.text.startswith("[[source]]"))
     sources.write_text(source)
     async with Service(open_tmp_path / "state", sources_file=sources, **at_hand) as service:
@@ -250,7 +250,7 @@ async def test_generator_interrupted_or_killed_still_leads_to_a_verdict(
 
 
 def _shown_section() -> str:
-    text_ = (REPOSITORY / "docs" / "reference" / "loadgen.md").read_text()
+    text_ = DOCUMENTS["docs/reference/loadgen.md"]
     return text_.split("## Proving that nothing was lost\n")[1].split("\n## ")[0]
 
 

@@ -335,7 +335,7 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
 def _differences(target: Target, table: Record, rows: list[Record]) -> Iterator[Difference]:
     name = quoted(target.table)
     if (kind := _KINDS.get(table["kind"], "something else")) != "table":
-        other = "Name a table (table_name); docs/run/database.md says how to go on from it"
+        other = "Name a table (table_name); a trigger of yours may feed another one"
         if isinstance(target, ColumnTarget):
             other = "Drop it, or declare a table of another name (tables_file)"
         yield (

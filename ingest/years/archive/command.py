@@ -112,7 +112,7 @@ NAMES = {"metavar": "NAME", "help": "as `ingest archive list` shows"}
 COMMAND = Command(
     examples=("ingest archive list", "ingest archive verify"),
     usage="COMMAND [options]",
-    epilog="It needs archive_dir, and the extra `archive` (docs/grow/years.md).",
+    epilog="It needs archive_dir, and the extra `archive` (pyarrow).",
     commands={
         "list": Command(
             "one line for each partition in the archive, the oldest first",
