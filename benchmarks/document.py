@@ -31,7 +31,8 @@ of them in turn, on fresh data, and counts what is stored. Figures are medians; 
 lowest and the highest. Usually 64 connections post as fast as they get answers, of 200 devices with
 one metric. The last columns: CPU of the service or peer, and of PostgreSQL; bytes a reading on the
 disk. PostgreSQL and InfluxDB 1.x answer when it is on the disk, `ack=buffered` and VictoriaMetrics
-from memory.
+from memory. A rate of the service counts until all is in the table. It counts only until the last
+answer for peers, fleets of hosts, of series and quiet ones, and tables with columns.
 """
 LAST = """## What helped, what lost, and why
 

@@ -93,7 +93,7 @@ COMMAND = re.compile(
 
 
 def test_each_fenced_command_is_run_by_a_test_that_its_page_names() -> None:
-    """Commands are marked as their language; at most ten in all documents are not run.
+    """Commands are fenced, and marked as their language; at most ten in all are not run.
 
     A page begins with `<!-- run by: test_x.py, test_y.py -->`, the tests that run its blocks. The
     same before a block is for this block only. Each named test names the page, since it reads the
@@ -105,6 +105,8 @@ def test_each_fenced_command_is_run_by_a_test_that_its_page_names() -> None:
     not_run, wrong = list[str](), list[str]()
     for page, text in DOCUMENTS.items():
         head = re.match(r"<!-- run by: (.+) -->\n", text)
+        indented = r"^ {4,}(?:\./run|ingest|curl|export|psql)\b.*"
+        wrong += [f"{page}: {each}" for each in re.findall(indented, without_fences(text), re.M)]
         for fence in fences(text):
             place = f"{page}: {fence.text.partition(chr(10))[0]}"
             run_by = (fence.run_by or (head[1] if head else "none")).split(", ")
