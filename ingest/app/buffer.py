@@ -113,10 +113,11 @@ def _check_homes(journal: Path, settings: Settings) -> None:
     except OSError as error:
         raise StartError(f"cannot use {note}: {error.strerror}") from error
     raise StartError(
-        f"the journal has readings until {rfc3339_or_us(newest_us)} that were taken with other "
-        f"tables than tables_file declares now (column {column!r} of {table!r}, since "
-        f"{rfc3339_or_us(since_us)}): posted again, they would be stored twice; declare a later "
-        "`since` than theirs, or start once more as before until all is written"
+        f"the journal ({journal}) still has readings, the newest of {rfc3339_or_us(newest_us)}. "
+        "They were taken when tables_file declared other tables than now. What differs: column "
+        f"{column!r} of table {table!r}, since {rfc3339_or_us(since_us)}. A device that posts "
+        "these readings again would store them twice. Start once more with the tables_file of "
+        "before, until all is written. Or declare a `since` that is later than these readings"
     )
 
 

@@ -109,8 +109,9 @@ class ClientService(ABC):
     def readyz(self) -> tuple[int, bytes]:
         """Return the HTTP status and the JSON document of /readyz."""
         state, why = self.state()
-        document = {"state": state, "reason": why, self.role: self._name, **self.further()}
-        return 200 if state == self.works else 503, orjson.dumps(document)
+        return 200 if state == self.works else 503, orjson.dumps(
+            {"state": state, "reason": why, self.role: self._name, **self.further()}
+        )
 
     def oldest_age_s(self) -> float:
         """Return the age of the oldest that it holds."""

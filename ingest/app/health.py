@@ -349,21 +349,22 @@ def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]
 
 
 class FirstContact:
-    """Tells `health` when posts are taken. `may_take`: also before the table has been checked.
+    """Calls `taking` when posts are taken before the table has been checked, if they `may_take`.
 
-    `is_embedded`: the database is the one of this state folder, whatever its URL is now.
+    It notes in the state folder which database was found right last. `is_embedded`: it is the one
+    of this state folder, whatever its URL is now.
     """
 
     def __init__(
         self,
-        health: Health,
+        taking: Callable[[], None],
         folder: StateFolder,
         *,
         may_take: bool,
         is_embedded: bool = False,
         target: TargetTable = READINGS,
     ) -> None:
-        self._health = health
+        self._taking = taking
         self._folder = folder
         self._may_take = may_take
         self._is_embedded = is_embedded
@@ -386,13 +387,13 @@ class FirstContact:
         if self._remembered not in ("", name):
             self._log.warning("database_changed", was=self._remembered, now=name)
         if self._known:
-            self._health.taking_unchecked()
+            self._taking()
 
     def away(self, why: str) -> None:
         """No server can be used now, and the table has not been checked yet."""
         if not self._may_take or self._known:
             return
-        self._health.taking_unchecked()
+        self._taking()
         if self._occasionally.due("never seen") is not None:
             self._log.warning(
                 "database_never_seen",

@@ -196,8 +196,7 @@ class Housekeeping:
                 if any(each is not None and each.has_more for each in reports):  # has ended early
                     pause_s = 0.0
             else:
-                failed_s = FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)]
-                pause_s = min(pause_s, failed_s)
+                pause_s = min(PAUSE_S, FAILED_PAUSES_S[min(failures, len(FAILED_PAUSES_S) - 1)])
                 failures += 1
 
     async def _all(self, stopping: asyncio.Event) -> list[runs.Report | None]:
@@ -303,10 +302,9 @@ class Housekeeping:
         grows = [each.growth for each in self._found.values() if each.growth is not None]
         if not grows or free is None:
             return None
-        together = Growth(
+        return Growth(
             sum(each.bytes_per_s for each in grows), max(each.ends_in_s for each in grows)
-        )
-        return together.full_in_s(free)
+        ).full_in_s(free)
 
     @property
     def oldest_us(self) -> int | None:

@@ -170,24 +170,29 @@ def note_left(folder: StateFolder, left: LeftInBroker) -> None:
     replace_private(folder.broker_left, msgspec.json.encode(left), sync=True)
 
 
-def refuse_left_stream(folder: StateFolder, who: str = "ingest serve") -> None:
-    """Raise StartError for `who`, if `up` may have left something in its embedded broker."""
+def _left_in_broker(folder: StateFolder) -> str:
+    """Say what `up` has left in its embedded broker, or may have; "" if it has left nothing."""
     if not any((folder.broker / "store" / "jetstream").glob("*/streams/*")):
-        return
+        return ""
     what = "may have left readings (`ingest stream show` finds out, and notes it)"
     with contextlib.suppress(OSError, msgspec.DecodeError):
         left = msgspec.json.decode(folder.broker_left.read_bytes(), type=LeftInBroker)
         if not (left.messages or left.dead_letters):
-            return
+            return ""
         what = (
             f"has left {left.messages:,} messages with readings, {left.dead_letters:,} dead letters"
         )
-    raise StartError(
-        f"`ingest up` {what} in its broker ({folder.broker}), and `{who}` does not read "
-        "them: start `ingest up` again, replay or discard its dead letters (`ingest dlq list`), "
-        "and stop it when its readings are written (`ingest stream show`); then start "
-        f"`{who}`"
-    )
+    return f"`ingest up` {what} in its broker ({folder.broker})"
+
+
+def refuse_left_stream(folder: StateFolder, who: str = "ingest serve") -> None:
+    """Raise StartError for `who`, if `up` may have left something in its embedded broker."""
+    if left := _left_in_broker(folder):
+        raise StartError(
+            f"{left}, and `{who}` does not read them: start `ingest up` again, replay or discard "
+            "its dead letters (`ingest dlq list`), and stop it when its readings are written "
+            f"(`ingest stream show`); then start `{who}`"
+        )
 
 
 def refuse_left_files(folder: StateFolder) -> None:
@@ -212,13 +217,17 @@ def refuse_left_files(folder: StateFolder) -> None:
 def refuse_other_database(folder: StateFolder, settings: Settings) -> None:
     """Raise StartError if readings that wait for another database would go to the embedded one.
 
-    Blocks. Whoever forgets the URL at a start must not find out when the readings are there.
+    They wait in the journal, or in the embedded broker. Blocks. Whoever forgets the URL at a start
+    must not find out when the readings are there.
     """
     other = "" if settings.database_url else folder.remembered_database()
-    is_read = settings.buffer == "journal" and other not in ("", EMBEDDED)
-    if is_read and has_blocks(folder.journal):
+    if other in ("", EMBEDDED):
+        return
+    in_journal = settings.buffer == "journal" and has_blocks(folder.journal)
+    words = f"`ingest serve` has left readings in its journal ({folder.journal})"
+    if left := words if in_journal else _left_in_broker(folder):
         raise StartError(
-            f"the journal ({folder.journal}) has readings for the database {other}, and no "
+            f"{left}. They are for the database {other}, and no "
             "database_url is set: they would be written to the embedded database. Give the same "
             "--database-url (or INGEST_DATABASE_URL) as before. If you want them in the embedded "
             f"database, first remove the file {folder.checked_database}"

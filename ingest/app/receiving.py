@@ -162,12 +162,11 @@ def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
 
 def _limits(settings: Settings) -> SenderLimits:
     """Return what one sender may send, if its token says nothing else."""
-    rates = Rates(
-        settings.sender_readings_per_s_max,
-        settings.sender_posts_per_s_max,
-        SENDER_BURST_S,
+    return SenderLimits(
+        Rates(settings.sender_readings_per_s_max, settings.sender_posts_per_s_max, SENDER_BURST_S),
+        settings.sender_connections_max,
+        settings.gateways,
     )
-    return SenderLimits(rates, settings.sender_connections_max, settings.gateways)
 
 
 def _certificate(settings: Settings) -> Certificate | None:

@@ -55,9 +55,12 @@ async def serve(
     with begun(settings, "service") as folder:
         refuse_left_stream(folder)
         refuse_other_database(folder, settings)
-        process = Process("service", announce, Notifier.from_environment())
         return await Service(
-            settings, folder, process, advice(settings, url_origin), terminal=terminal
+            settings,
+            folder,
+            Process("service", announce, Notifier.from_environment()),
+            advice(settings, url_origin),
+            terminal=terminal,
         ).run()
 
 

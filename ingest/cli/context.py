@@ -12,6 +12,7 @@ roles looks where they are.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection, HTTPException
@@ -28,6 +29,10 @@ from ingest.system.state_folder import ServiceInfo, StateFolder, existing, runni
 ANSWER_S_MAX = 10.0
 FILES, STREAM = "files", "stream"
 STORES = (FILES, STREAM)
+OF_BROKER = (
+    "note: a gateway, a writer or `ingest up` has used {} with a broker elsewhere. Its dead "
+    "letters are in the stream of that broker: give --broker-url, with the user admin"
+)
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  bound to all interfaces: ask on the loopback
 
 
@@ -162,9 +167,7 @@ async def letter_store(
     Raises StartError, BrokerAway or BrokerRefused.
     """
     path = state_dir(settings)
-    if not settings.broker_url:
-        existing(path)
-    folder = StateFolder(path)
+    folder = StateFolder(path if settings.broker_url else existing(path))
     if own is not None:
         letters = folder.of_process(*own).dead_letters
         if not letters.exists():
@@ -174,6 +177,9 @@ async def letter_store(
         yield FolderLetterStore(letters)
         return
     files = FolderLetterStore(folder.dead_letters)
+    # Only who works with a broker elsewhere has a mark of this name: see MarkFile.
+    if not (asked_for or settings.broker_url) and any(folder.path.glob("stream-mark-*")):
+        print(OF_BROKER.format(folder.path), file=sys.stderr)
     if asked_for == FILES or not (asked_for or settings.broker_url or folder.broker.exists()):
         yield files
         return

@@ -136,11 +136,9 @@ def _disable(args: argparse.Namespace, loaded: Loaded) -> Ending:
         raise IngestError(f"no live token {args.name} has a digest that begins so")
     lines = b"".join(end_line(each, unix_us()) for each in chosen)
     kept = _append(path, lines)
-    text = ""
-    if kept:
-        text = "\n".join(
-            f"disabled: {each.name} {each.certificate or each.digest[:8]}" for each in chosen
-        )
+    text = "\n".join(
+        f"disabled: {each.name} {each.certificate or each.digest[:8]}" for each in chosen if kept
+    )
     disabled = [each.digest for each in chosen]
     return Ending({"disabled": disabled, "written": kept}, text, 0 if kept else 1)
 

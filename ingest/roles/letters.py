@@ -111,8 +111,10 @@ class StreamLetterStore:
         if bytes_max is not None:
             mean_bytes = max(1, state.size_bytes // state.messages)
             start = await self._start_of_last(max(1, bytes_max // mean_bytes), first, last)
-            parts = letters_between(self._messages, where, tally, start=start, end=last)
-            yield parts, start > first
+            yield (
+                letters_between(self._messages, where, tally, start=start, end=last),
+                start > first,
+            )
             return
         places = SECTION_PLACES
         while last >= first:

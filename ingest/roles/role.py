@@ -84,8 +84,9 @@ def forwards_of(settings: Settings) -> tuple[str, ...]:
 
 def stream_letters(settings: Settings, connection: BrokerConnection) -> DeadLetterQueue:
     """Return the dead letters of a process that has this connection, in the running event loop."""
-    backend = StreamBackend(connection)
-    return make_dead_letters(settings, backend, auto_replay=settings.dlq_auto_replay)
+    return make_dead_letters(
+        settings, StreamBackend(connection), auto_replay=settings.dlq_auto_replay
+    )
 
 
 def make_embedded(settings: Settings, folder: StateFolder) -> EmbeddedBroker:

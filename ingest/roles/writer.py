@@ -176,8 +176,10 @@ class StreamWriter(Role):
             self._admin.database(url, self.writing.known)
             process.spawn(self._overview.show(self._admin.dashboard, process.halted))
             process.spawn(self._token_file.follow(process.halted))
-            page = self._admin.page_address(with_key=False)
-            process.announce(f"writer {self.place.instance}, dashboard: {page}")
+            process.announce(
+                f"writer {self.place.instance}, dashboard: "
+                f"{self._admin.page_address(with_key=False)}"
+            )
             process.notifier.ready()
         process.spawn(self.health.run(stopping))
         self.ready()  # a server that is away is no reason to replace this process
@@ -191,8 +193,7 @@ class StreamWriter(Role):
             return
         self.health.started()
         observed = ObservedDeadLetters(self.dead_letters, self.own.tail)
-        replayed = self.dead_letters.backend.replay_source
-        self.writing.start(observed, process, replayed, self.outlet)
+        self.writing.start(observed, process, self.dead_letters.backend.replay_source, self.outlet)
         process.spawn(self._puller.run(stopping))
         process.spawn(self._audit.run(stopping))
         process.spawn(self._purge.run(stopping))

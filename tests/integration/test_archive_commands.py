@@ -107,8 +107,7 @@ async def test_readings_leave_for_files_and_come_back(
     broken = await here("archive", "verify", *words)
     assert broken.code == 1
     assert "0 bytes" in broken.stdout
-    missing = await here("archive", "verify", "nothing", *words)
-    assert "there is no nothing in the archive" in missing.stderr
+    assert "no nothing in the" in (await here("archive", "verify", "nothing", *words)).stderr
     assert (await here("archive", "release", name, *words)).code == 1
 
 
@@ -166,10 +165,13 @@ async def test_archive_that_cannot_be_written_is_told_until_it_is_mended(
         keep_hot="30d",
         archive_dir=str(in_the_way),
     )
-    detached = f"1 partition detached on the way out, and no query sees the readings: {NAME}"
+    detached = f"1 partition detached, but not yet archived or dropped: {NAME}"
     assert detached in (await here("housekeeping", "status", *words)).stdout
-    checks = await partition_checks(settings, shared_url)
-    assert [each.state for each in checks if detached in each.detail] == ["warn"]
+    assert [
+        each.state
+        for each in await partition_checks(settings, shared_url)
+        if detached in each.detail
+    ] == ["warn"]
     housekeeping = Housekeeping(settings, lambda: shared_url)
     stopping = asyncio.Event()
     running = asyncio.create_task(housekeeping.run(stopping))

@@ -17,6 +17,7 @@ import pytest
 
 from ingest.cli.commands import main
 from ingest.cli.doctor.checks import Check, database_checks
+from ingest.cli.doctor.command import port_checks
 from ingest.config.settings import Settings
 from ingest.sinks.postgres.connection import SessionNotKept
 from ingest.sinks.postgres.durability import examine
@@ -60,6 +61,8 @@ async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: P
             *("doctor", "--state-dir", tmp_path, "--admin-listen", f"127.0.0.1:{port}", "--json"),
             *("--database-url", "postgresql://127.0.0.1:1/x"),
         )
+        by_role, _ = port_checks(Settings(listen=f"127.0.0.1:{port}", broker_url="nats://n"), None)
+    assert (by_role.state, "gateway" in by_role.detail) == ("warn", True)
     found = {each["name"]: each for each in json.loads(done.stdout)}
     assert found["admin_listen"]["state"] == "FAIL"
     assert "Address already in use" in found["admin_listen"]["detail"]
@@ -89,8 +92,8 @@ def test_doctor_tells_the_next_step_of_this_cause(
         raise error
 
     monkeypatch.setattr(asyncpg, "connect", connect)
-    where = ("--state-dir", str(tmp_path), "--database-url", "postgresql://u@nowhere/x")
-    assert main(["doctor", *where, "--json"]) == 1
+    words = f"doctor --state-dir {tmp_path} --database-url postgresql://u@h/x --json"
+    assert main(words.split()) == 1
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert told in found["database"]["detail"]
     assert told == "repair the network" or "repair the network" not in found["database"]["detail"]
@@ -113,8 +116,10 @@ async def checks(url: str, settings: Settings | None = None) -> dict[str, Check]
         found = await examine(connection)
     finally:
         await connection.close()
-    found_all = database_checks(found, settings or Settings(), service_runs=False)
-    return {each.name: each for each in found_all}
+    return {
+        each.name: each
+        for each in database_checks(found, settings or Settings(), service_runs=False)
+    }
 
 
 async def test_doctor_tells_what_a_role_lacks(
@@ -128,8 +133,7 @@ async def test_doctor_tells_what_a_role_lacks(
     assert found.state == "FAIL"
     assert "lacks INSERT, SELECT, TEMP on the database" in found.detail
     assert f"ingest schema apply --role {role}" in found.detail
-    done = await here("schema", "apply", "--role", role, "--database-url", readings_url)
-    assert done.code == 0
+    assert (await here("schema", "apply", "--role", role, "--database-url", readings_url)).code == 0
     found = (await checks(with_user(readings_url, role)))["privileges"]
     assert found == Check("privileges", "ok", "INSERT, SELECT and TEMP")
     await readings_connection.execute(f"drop owned by {role}")

@@ -9,6 +9,7 @@ import asyncpg
 import orjson
 import pytest
 
+from ingest.system.state_folder import StateFolder
 from tests.system.service import Done, Service, run_command
 from tests.system.test_up import Up
 
@@ -35,10 +36,10 @@ async def fill(service: Service, begin: int) -> None:
         assert reply.status == 202, reply
 
 
-async def refused(command: str, folder: Path) -> str:
+async def refused(command: str, folder: Path, url: str = AWAY) -> str:
     """Start a service that must refuse to start; return what it says."""
     flags = ("--state-dir", folder, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-    done = await run_command("ingest", command, *flags, "--database-url", AWAY)
+    done = await run_command("ingest", command, *flags, "--database-url", url)
     assert done.code == 2, done
     return done.stderr
 
@@ -81,8 +82,10 @@ async def test_what_one_kind_has_left_the_other_one_does_not_forget(
     async with Up(folder, **away) as service:
         await fill(service, 2 * POSTS)
     assert f"{2 * POSTS} messages with readings" in await refused("serve", folder)
+    StateFolder(folder).checked_database.unlink()
     async with Up(folder, **there) as service:
         await fill(service, 3 * POSTS)  # all of it is written before the end
+    assert "are for the database" in await refused("up", folder, "")  # the URL is forgotten
     said = await refused("serve", folder)
     assert f"0 messages with readings, {3 * POSTS} dead letters" in said
     assert await letters(folder) == 3 * POSTS

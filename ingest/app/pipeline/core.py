@@ -106,7 +106,7 @@ class Core:
             advice=words,
         )
         self.first_contact = FirstContact(
-            self.health,
+            self.health.taking_unchecked,
             self._folder,
             may_take=settings.buffer == "journal" and bool(settings.database_url),
             is_embedded=not settings.database_url,
@@ -179,8 +179,9 @@ class Core:
             on_checked=checked,
         ):
             self.health.started()
-            replayed = self.dead_letters.backend.replay_source
-            self.writing.start(letters, self.tasks, replayed, self.buffer)
+            self.writing.start(
+                letters, self.tasks, self.dead_letters.backend.replay_source, self.buffer
+            )
             self.tasks.spawn(self.dead_letters.tidy(self.tasks.stopping))
 
     # Stop

@@ -120,10 +120,12 @@ def _table(found: dict[str, Any], settings: Settings) -> Check:
 
 
 def _privileges(found: dict[str, Any]) -> Check:
-    named = {"INSERT": found["may_insert"], "SELECT": found["may_select"]}
-    missing = [name for name, granted in named.items() if found["there"] and not granted]
-    if not found["may_temp"]:
-        missing.append("TEMP on the database")
+    named = {
+        "INSERT": found["may_insert"] or not found["there"],
+        "SELECT": found["may_select"] or not found["there"],
+        "TEMP on the database": found["may_temp"],
+    }
+    missing = [name for name, granted in named.items() if not granted]
     lacks = (
         f"role {found['role']} lacks {', '.join(missing)}; let the table's owner run "
         f"`ingest schema apply --role {found['role']}`"

@@ -29,9 +29,17 @@ from ingest.admin.exposition import Exposition
 from ingest.app.admin import AdminSide
 from ingest.app.buffer import UNLESS, check_promise
 from ingest.app.database import make_target
+from ingest.app.health import FirstContact
 from ingest.app.metrics_and_causes import advice
 from ingest.app.post_rules import open_tokens, shown_sources, with_access
-from ingest.app.process import Process, begun, greeting_lines, refuse_left_files, refuse_left_stream
+from ingest.app.process import (
+    Process,
+    begun,
+    greeting_lines,
+    refuse_left_files,
+    refuse_left_stream,
+    refuse_other_database,
+)
 from ingest.app.receiving import LEAVE_S_MAX, check_files
 from ingest.config.settings import Settings, split_address
 from ingest.embedded.postgres import EmbeddedPostgres
@@ -91,18 +99,16 @@ async def up(
         refuse_left_files(folder)
         if settings.broker_url:
             refuse_left_stream(folder, "ingest up --broker-url")
-        process = Process("up", announce, Notifier.from_environment())
-        limits = times or ChildTimes(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S)
-        supervisor = Supervisor(
+        refuse_other_database(folder, settings)
+        return await Supervisor(
             settings,
             folder,
-            process,
+            Process("up", announce, Notifier.from_environment()),
             program=program,
-            times=limits,
+            times=times or ChildTimes(leave_s_max=LEAVE_S_MAX + settings.drain_s_max + GRACE_S),
             words=advice(settings, url_origin),
             terminal=terminal,
-        )
-        return await supervisor.run()
+        ).run()
 
 
 class Supervisor:
@@ -126,6 +132,13 @@ class Supervisor:
         self._fix_url = words["fix_url"]
         self._token = settings.admin_token or secrets.token_urlsafe(24)
         self._servers = Servers(settings, folder, process.guard)
+        self._contact = FirstContact(
+            lambda: None,
+            folder,
+            may_take=False,  # gateways take posts without a database
+            is_embedded=not settings.database_url,
+            target=make_target(settings),
+        )
         self._token_file = open_tokens(settings)
         overview = self.overview = Overview(
             settings,
@@ -135,7 +148,7 @@ class Supervisor:
         )
         self._children = Children(
             self._configuration,
-            overview.status,
+            self._heard,
             overview.instances.gone,
             program=program,
             times=times,
@@ -167,6 +180,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         folder = self._folder
+        self._contact.begin(self._settings.database_url)
         _, *durable = folder.durable_parts(embedded=not self._settings.database_url)  # no journal
         check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
@@ -221,9 +235,9 @@ class Supervisor:
     def _configuration(self, role: str, instance: str, listen_fd: int | None) -> Message:
         """Return what a child gets first. Secrets reach it in no other way, and only its own."""
         unneeded = ("admin_token", *(() if role == WRITER else ("database_url",)))
-        values = asdict(self._settings)
         return {
-            "settings": values | {each: "" for name in unneeded for each in (name, f"{name}_file")},
+            "settings": asdict(self._settings)
+            | {each: "" for name in unneeded for each in (name, f"{name}_file")},
             "instance": instance,
             "listen_fd": listen_fd,
             "broker": self._servers.broker_for(role),
@@ -265,6 +279,12 @@ class Supervisor:
         )
 
     # While it runs
+
+    def _heard(self, instance: str, status: Mapping[str, Any]) -> None:
+        """Take a status. Once all writers have found the table right, note its database."""
+        self.overview.status(instance, status)
+        if self.overview.instances.database_up():
+            self._contact.checked(self._settings.database_url)
 
     async def _watch_servers(self) -> None:
         """Restart the processes if an embedded server is at another place now."""

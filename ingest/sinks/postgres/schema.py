@@ -404,7 +404,8 @@ def _column_differences(
         else:
             yield (
                 lacks,
-                f"-- alter table {target.name} rename THE_COLUMN to {shown}; -- then look again",
+                f"-- alter table {target.name} rename THE_COLUMN to {shown}; -- write the present "
+                "name of this column for THE_COLUMN; then look again",
             )
         return
     type_oid, type_name, full = kind

@@ -25,8 +25,9 @@ async def test_posts_share_no_block_that_is_larger_than_a_batch_may_be(
     tmp_path: Path, buffer: str, batch_rows_max: int, rows_max: int
 ) -> None:
     """A batch takes whole blocks: `batch_rows_max` is its bound, whatever the posts are like."""
-    settings = Settings(buffer=buffer, batch_rows_max=batch_rows_max)
-    inlet = make_buffer(settings, StateFolder.open(tmp_path), Ledger())
+    inlet = make_buffer(
+        Settings(buffer=buffer, batch_rows_max=batch_rows_max), StateFolder.open(tmp_path), Ledger()
+    )
     inlet.open()
     try:
         for _ in range(2 * SHARED_ROWS_MAX):
@@ -70,6 +71,8 @@ async def test_readings_that_wait_in_the_journal_keep_their_home(tmp_path: Path)
     await opened(past, later)
     await opened(past)
     for sinces_us in ((), (past, past), (past - 1, later), (later,)):
-        with pytest.raises(StartError, match=r"the journal has readings until .* later `since`"):
+        with pytest.raises(
+            StartError, match=r"the journal \(.* still has readings, .*'m\d' of table 't'"
+        ):
             await opened(*sinces_us)
     await opened(past, later)

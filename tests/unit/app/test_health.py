@@ -368,7 +368,9 @@ def test_changed_database_is_told_with_both_names(tmp_path: Path) -> None:
         (False, "postgresql://u@h/x", None),
         (False, "postgresql://u@moved/x", ("h:5432/x", "moved:5432/x")),
     ):
-        contact = FirstContact(make_health(), folder, may_take=True, is_embedded=is_embedded)
+        contact = FirstContact(
+            make_health().taking_unchecked, folder, may_take=True, is_embedded=is_embedded
+        )
         with structlog.testing.capture_logs() as lines:
             contact.begin(url)
         found = [(each["was"], each["now"]) for each in lines if "changed" in each["event"]]
@@ -484,7 +486,7 @@ def test_database_that_answers_is_not_said_to_be_silent(
     """An operator would look for a fault of the network."""
     state = DatabaseState(wait_s_min=1, wait_s_max=1, hold_probe_s=1)
     health = make_health(database_state=state)
-    contact = FirstContact(health, StateFolder.open(tmp_path), may_take=True)
+    contact = FirstContact(health.taking_unchecked, StateFolder.open(tmp_path), may_take=True)
     contact.begin("postgresql://u@h/x")
     state.failed(WriteFailed(Verdict.WAIT, message, sqlstate=code, reason=reason_for(code)))
     with structlog.testing.capture_logs() as lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from ingest.app.process import (
     refuse_left_stream,
     refuse_other_database,
 )
+from ingest.app.service import serve
 from ingest.config.settings import Settings
 from ingest.dead_letters.folder.segments import live_letters, mark_done
 from ingest.embedded.postgres import EmbeddedPostgres
 from ingest.model.errors import StartError
 from ingest.model.ledger import Ledger
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.supervisor.up import Servers
+from ingest.roles.supervisor.up import Servers, up
 from ingest.system.files import Lock
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import EMBEDDED, StateFolder
@@ -65,8 +66,7 @@ async def ran(process: Process, *, lost: int = 0, close_fails: bool = False) -> 
     async def stop() -> Mapping[str, int]:
         return {"lost": lost}
 
-    close = fail if close_fails else nothing
-    return await process.run(nothing, stop, close, in_words=lambda: "")
+    return await process.run(nothing, stop, fail if close_fails else nothing, in_words=lambda: "")
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,16 @@ async def keep_block(folder: StateFolder, *, stored: bool) -> None:
     journal = make_buffer(Settings(), folder, Ledger())
     journal.open()
     block = make_block(3)
-    reservation = await journal.reserve(block.rows, len(block.tuples))
-    await reservation.put(block)
+    await (await journal.reserve(block.rows, len(block.tuples))).put(block)
     if stored:
         await journal.wait_rows(1)
         journal.settle(journal.take(100))
     await journal.close()
+
+
+def leave_stream(folder: StateFolder) -> None:
+    """Make what is there after an `up` that was killed."""
+    (folder.broker / "store" / "jetstream" / "$G" / "streams" / "INGEST").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -128,21 +132,27 @@ async def test_up_starts_only_if_the_journal_is_empty(folder: StateFolder, store
             refuse_left_files(folder)
 
 
-async def test_journal_of_another_database_does_not_go_to_the_embedded_one(
-    folder: StateFolder,
+@pytest.mark.parametrize("start", [serve, up])
+async def test_what_waits_for_another_database_does_not_go_to_the_embedded_one(
+    folder: StateFolder, start: Callable[..., Awaitable[int]]
 ) -> None:
     """Whoever forgets the URL at a start gets a sentence, unless there is nothing to lose."""
-    forgotten = Settings()
-    await keep_block(folder, stored=False)
-    refuse_other_database(folder, forgotten)  # no other database was ever used
+    if start is up:
+        leave_stream(folder)
+    else:
+        await keep_block(folder, stored=False)
+    refuse_other_database(folder, Settings())  # no other database was ever used
     folder.remember_database(EMBEDDED)
-    refuse_other_database(folder, forgotten)
+    refuse_other_database(folder, Settings())
     folder.remember_database("db.example:5432/metrics")
-    said = r"for the database db\.example:5432/metrics.*Give the same.*remove the file .*checked-"
-    with pytest.raises(StartError, match=said):
-        refuse_other_database(folder, forgotten)
-    refuse_other_database(folder, Settings(buffer="memory"))  # does not read the journal
+    with pytest.raises(
+        StartError, match=r"the database db\.example:5432/metrics.*the same.*the file .*checked-"
+    ):
+        await start(Settings(state_dir=str(folder.path)), announce=print)
     refuse_other_database(folder, Settings(database_url="postgresql://moved/metrics"))
+    if start is up:
+        note_left(folder, LeftInBroker(0, 0))
+    refuse_other_database(folder, Settings(buffer="memory"))  # does not read the journal
 
 
 @pytest.mark.parametrize("damaged_byte", [8, -1])
@@ -174,7 +184,7 @@ def test_serve_starts_only_with_a_note_that_the_broker_is_empty(folder: StateFol
     """A missing note is one of a killed `up`, or of an older version."""
     folder.broker.mkdir()
     refuse_left_stream(folder)  # no server has ever run
-    (folder.broker / "store" / "jetstream" / "$G" / "streams" / "INGEST").mkdir(parents=True)
+    leave_stream(folder)
     with pytest.raises(StartError, match=r"may have left readings.*start `ingest up` again"):
         refuse_left_stream(folder)
     note_left(folder, LeftInBroker(0, 0))

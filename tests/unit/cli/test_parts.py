@@ -134,9 +134,8 @@ def test_state_folder_on_a_forgetful_or_remote_disk_is_told(
 ) -> None:
     """File systems in memory are volatile; those over a network are remote."""
     monkeypatch.setattr(cli_doctor, "filesystem_of", lambda _: kind)
-    settings = Settings(state_dir=str(tmp_path), **changed)
-    found = {each.name: each for each in cli_doctor.folder_checks(settings)}
-    assert found["file system"].state == state
+    checked = cli_doctor.folder_checks(Settings(state_dir=str(tmp_path), **changed))
+    assert {each.name: each for each in checked}["file system"].state == state
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "overlay on tmpfs"])
@@ -172,13 +171,11 @@ def test_part_that_is_a_mount_of_its_own_is_what_counts(
 
     def state(**changed: Any) -> str:
         settings = Settings(state_dir=str(tmp_path), **changed)
-        found = {each.name: each for each in cli_doctor.folder_checks(settings)}
-        return found["file system"].state
+        return {each.name: each for each in cli_doctor.folder_checks(settings)}["file system"].state
 
     assert state() == "FAIL"
     assert state(buffer="memory") == ("ok" if part == "journal" else "warn")
-    elsewhere = state(database_url="postgresql://there/db")
-    assert elsewhere == ("ok" if part == "postgres" else "FAIL")
+    assert state(database_url="postgresql://there/db") == ("ok" if part == "postgres" else "FAIL")
 
 
 def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:
@@ -214,7 +211,9 @@ def test_machine_lacking_parts_is_told_which(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_address_that_cannot_be_bound_is_told() -> None:
     """An address of another machine fails as a port in use does."""
-    settings = Settings(listen="192.0.2.1:80", admin_listen="no-such-host.invalid:1")
+    settings = Settings(
+        listen="192.0.2.1:80", admin_listen="no-such-host.invalid:1", broker_url="nats://n"
+    )
     assert [each.state for each in port_checks(settings, None)] == ["FAIL", "FAIL"]
 
 
@@ -272,9 +271,11 @@ def test_request_to_the_service_carries_its_token_past_any_proxy(
     """A port on all interfaces is asked on the loopback, without the environment's proxy."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     admin.answer = (200, b'{"ok": true}')
-    settings = Settings(state_dir=str(tmp_path))
-    assert ask(settings, "POST", "/hold/release", {"dead_letter": True}) == {"ok": True}
-    assert admin.asked == [("POST /hold/release", "Bearer secret", b'{"dead_letter": true}')]
+    found = ask(Settings(state_dir=str(tmp_path)), "POST", "/hold/release", {"dead_letter": True})
+    assert (found, admin.asked) == (
+        {"ok": True},
+        [("POST /hold/release", "Bearer secret", b'{"dead_letter": true}')],
+    )
 
 
 @pytest.mark.parametrize(
@@ -342,9 +343,12 @@ def test_doctor_says_how_to_correct_the_url_of_the_running_service(
     admin.answer = (200, b'{"state": "on_hold", "reason": "no"}')
     service = running_service(tmp_path)
     assert service is not None
-    url = "postgresql://u@127.0.0.1:1/x"
     StateFolder.open(tmp_path).publish(
-        msgspec.structs.replace(service, database_url=url, fix_url="Correct --database-url.")
+        msgspec.structs.replace(
+            service,
+            database_url="postgresql://u@127.0.0.1:1/x",
+            fix_url="Correct --database-url.",
+        )
     )
     assert (
         Here(capsys).faults(

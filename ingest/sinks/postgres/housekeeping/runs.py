@@ -111,7 +111,7 @@ class Report(NamedTuple):
 
     @property
     def hidden(self) -> Sequence[str]:
-        """The partitions that are detached on their way out of the table."""
+        """The partitions that are detached, but not yet archived or dropped."""
         found: Sequence[str] = self.facts.get("detached", ())
         return found
 
@@ -119,9 +119,9 @@ class Report(NamedTuple):
     def hidden_words(self) -> str:
         """What is to be said of `hidden`, if there are any."""
         return (
-            f"{counted(len(self.hidden), 'partition')} detached on the way out, and no query sees "
-            f"the readings: {', '.join(self.hidden[:HIDDEN_SHOWN_MAX])}. If no run is at work: "
-            "`ingest housekeeping run`"
+            f"{counted(len(self.hidden), 'partition')} detached, but not yet archived or dropped: "
+            f"{', '.join(self.hidden[:HIDDEN_SHOWN_MAX])}. The readings are not lost; no query "
+            "sees them until a run succeeds. If no run is at work: `ingest housekeeping run`"
         )
 
 
