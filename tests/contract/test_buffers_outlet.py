@@ -9,7 +9,7 @@ import pytest
 
 from ingest.model.block import Ack
 from tests.contract.buffers import PLENTY, MakeBuffer, contents, empty, put, put_rows, spin
-from tests.support.blocks import make_block
+from tests.support.journals import make_block
 
 # A stream keeps the wall time in microseconds.
 about = partial(pytest.approx, rel=0, abs=0.01)

@@ -27,7 +27,7 @@ from tests.support.brokers import joined, until
 from tests.support.fake_letters import FakeLetters
 from tests.support.fakes import FakeDeadLetters
 from tests.support.letters import drained, folder_queue, invalid, read
-from tests.support.stream_letters import change, kept, live, stream_queue
+from tests.support.replay_rig import change, kept, live, stream_queue
 
 
 class Subject(NamedTuple):

@@ -29,8 +29,7 @@ from tests.faults.role_process import RoleProcess
 from tests.faults.server import Server
 from tests.faults.trial import Found, Trial
 from tests.faults.world import PATCHED, PLAIN, PROMPT
-from tests.support.brokers import MIB
-from tests.support.clusters import LOCAL, Member, members_in, running
+from tests.support.brokers import LOCAL, MIB, Member, members_in, running
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.tcp_ports import free_port
 from tests.system.database import copy_data

@@ -15,8 +15,7 @@ from ingest.roles.nats.streams import (
     wanted_readings,
 )
 from ingest.roles.nats.watch import ask
-from tests.support.brokers import api, joined
-from tests.support.clusters import Cluster, Member
+from tests.support.brokers import Cluster, Member, api, joined
 
 
 class FaultyServers(Cluster):

@@ -26,8 +26,7 @@ from ingest.roles.nats.pulling import Pull
 from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
 from ingest.system.state_folder import MarkFile
-from tests.support.brokers import api, hit, joined, until
-from tests.support.clusters import LOCAL, Cluster, lead, members_in, running
+from tests.support.brokers import LOCAL, Cluster, api, hit, joined, lead, members_in, running, until
 from tests.support.stream_damages import KINDS, Kind, Store, blocks_now
 from tests.support.stream_writers import StreamWriter, purged, writing
 

@@ -31,8 +31,17 @@ from ingest.roles.nats.protocol import DEAD_LETTER_SUBJECT, DEAD_LETTERS, REPLAY
 from tests.support.brokers import LETTERS, api, embedded, hit, is_up, joined, until
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.letters import drained, invalid
-from tests.support.replay_rig import InStream, rows, stream_with_short_waits
-from tests.support.stream_letters import change, count, kept, live, store_of, stream_queue
+from tests.support.replay_rig import (
+    InStream,
+    change,
+    count,
+    kept,
+    live,
+    rows,
+    store_of,
+    stream_queue,
+    stream_with_short_waits,
+)
 
 MIB = 1024**2
 

@@ -18,8 +18,7 @@ from ingest.roles.embedded_broker import find_program, running_broker
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.protocol import STREAM, WRITER
 from ingest.system.clock import monotonic_s
-from tests.support.brokers import api, joined
-from tests.support.clusters import LOCAL
+from tests.support.brokers import LOCAL, api, joined
 from tests.support.deployment import DEPLOY
 from tests.support.supervisors import Devices
 from tests.support.tcp_ports import free_port

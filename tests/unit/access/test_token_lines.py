@@ -16,7 +16,7 @@ from ingest.access.token_lines import (
     entry_line,
     new_secret,
 )
-from tests.support.tokens import OTHER, SECRET, end, entries_of, line
+from tests.support.receiver import OTHER, SECRET, end, entries_of, line
 
 DIGEST = digest_of(SECRET)
 

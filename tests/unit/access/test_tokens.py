@@ -11,7 +11,7 @@ from ingest.access.token_lines import TokenEntry
 from ingest.access.tokens import DEVICES_KNOWN_MAX, Identity, is_open
 from ingest.model.errors import StartError
 from ingest.system.clock import unix_us
-from tests.support.tokens import OTHER, SECRET, end, in_force, line, put
+from tests.support.receiver import OTHER, SECRET, end, in_force, line, put
 
 
 def test_only_the_token_itself_is_found() -> None:

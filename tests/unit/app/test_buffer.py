@@ -16,8 +16,8 @@ from ingest.model.ledger import Ledger
 from ingest.system.clock import rfc3339, unix_us
 from ingest.system.state_folder import StateFolder
 from ingest.writer.database_state import DatabaseState
-from tests.support.blocks import make_block
 from tests.support.health import EMPTY
+from tests.support.journals import make_block
 
 
 @pytest.mark.parametrize("buffer", ["memory", "journal"])

@@ -14,7 +14,7 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull
 from ingest.system.clock import monotonic_s
-from tests.support.blocks import make_block, size_of
+from tests.support.journals import make_block, size_of
 
 
 async def test_put_of_another_size_than_reserved_fails_loudly() -> None:

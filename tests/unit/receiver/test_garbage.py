@@ -13,7 +13,7 @@ import pytest
 
 from ingest.model.errors import BufferFull
 from tests.contract.buffers import journal
-from tests.support.blocks import make_block
+from tests.support.journals import make_block
 from tests.support.posts import array
 from tests.support.receiver import BAD, GOOD, JSON, Receiver, head, post, running_receiver, until
 
