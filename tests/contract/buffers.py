@@ -16,8 +16,7 @@ from ingest.model.block import SHARED_ROWS_MAX, Block, Reservation
 from ingest.model.ledger import Ledger
 from ingest.model.ports import Buffer, Inlet, Outlet
 from ingest.system.files import REAL_CALLS
-from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls
+from tests.support.journals import FailingCalls, make_block
 from tests.support.streams import Joined
 
 MakeBuffer = Callable[[int, int, float], Buffer]  # rows_max, bytes_max, put_wait_s_max

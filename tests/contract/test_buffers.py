@@ -21,7 +21,7 @@ from tests.contract.buffers import (
     queue_up,
     spin,
 )
-from tests.support.blocks import make_block, size_of
+from tests.support.journals import make_block, size_of
 
 
 async def test_room_comes_free_only_when_settled(make: MakeBuffer) -> None:

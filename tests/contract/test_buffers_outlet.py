@@ -9,33 +9,21 @@ import pytest
 
 from ingest.model.block import Ack
 from tests.contract.buffers import PLENTY, MakeBuffer, contents, empty, put, put_rows, spin
-from tests.support.blocks import make_block
+from tests.support.journals import make_block
 
 # A stream keeps the wall time in microseconds.
 about = partial(pytest.approx, rel=0, abs=0.01)
 
 
-async def test_blocks_put_are_taken_in_order(make: MakeBuffer) -> None:
-    """First in, first out, whole blocks."""
-    buffer = make(100, PLENTY, 1)
-    blocks = await put_rows(buffer, 3, 1, 2)
-    assert contents(buffer.take(100)) == contents(blocks)
-    assert buffer.take(100) == []
-
-
-async def test_take_stops_before_the_block_that_would_exceed(make: MakeBuffer) -> None:
-    """At most `rows_max` rows are taken. A smaller block behind does not overtake."""
+async def test_take_gives_whole_blocks_in_order(make: MakeBuffer) -> None:
+    """At most `rows_max` rows, but a first block however large. No smaller one overtakes."""
     buffer = make(100, PLENTY, 1)
     first, second, third = await put_rows(buffer, 3, 5, 1)
     assert contents(buffer.take(4)) == contents([first])
     assert contents(buffer.take(6)) == contents([second, third])
-
-
-async def test_take_gives_a_first_block_however_large(make: MakeBuffer) -> None:
-    """At least one block is taken if any waits, even if it is larger than the cap."""
-    buffer = make(100, PLENTY, 1)
-    (block,) = await put_rows(buffer, 50)
-    assert contents(buffer.take(1)) == contents([block])
+    (large,) = await put_rows(buffer, 50)
+    assert contents(buffer.take(1)) == contents([large])
+    assert buffer.take(100) == []
 
 
 async def test_stats_hold_taken_blocks_until_settled(make: MakeBuffer) -> None:

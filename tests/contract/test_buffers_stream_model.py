@@ -20,7 +20,7 @@ from ingest.model.errors import BrokerAway, BrokerFull, BrokerOutcomeUnknown, Br
 from ingest.roles import group_queue
 from ingest.roles.outlet import decode_message
 from tests.contract.buffers import spin
-from tests.support.blocks import make_block
+from tests.support.journals import make_block
 from tests.support.streams import HELD, STORED, Fate, Joined, Post, Poster
 
 ROWS_MAX = 24

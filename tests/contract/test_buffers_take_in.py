@@ -30,9 +30,8 @@ from tests.contract.buffers import (
     spilling,
     spin,
 )
-from tests.support.blocks import make_block
 from tests.support.fakes import FakeInlet
-from tests.support.journals import FailingCalls, HangingDisk, on_disk
+from tests.support.journals import FailingCalls, HangingDisk, make_block, on_disk
 
 ROWS_MAX = 1_000
 Take = Callable[..., Any]

@@ -15,7 +15,7 @@ from tests.faults.database_faults import QUICK_INSERTS, slow_inserts
 from tests.faults.matrix import fault
 from tests.faults.role_process import RoleProcess
 from tests.faults.world import PATCHED, PLAIN
-from tests.support.clusters import Member, lead
+from tests.support.brokers import Member, lead
 
 LONGEST_S_MAX = 10.0
 IN_COPY = (

@@ -14,8 +14,7 @@ from tests.faults.broker_world import BrokerWorld
 from tests.faults.controls import LOST
 from tests.faults.machine import SmallDisk
 from tests.faults.matrix import fault
-from tests.support.brokers import MIB, api
-from tests.support.clusters import Member, lead
+from tests.support.brokers import MIB, Member, api, lead
 from tests.support.webhook import Webhook
 
 FREE_BYTES = 192 * 1024

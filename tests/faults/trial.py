@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
+from math import ceil
 from pathlib import Path
 
+from loadgen.driver.ports import Loss
 from loadgen.driver.retry import Retry
 from loadgen.proof.balance import Settled, settle
 from loadgen.proof.conclude import LATE, Evidence, Result, conclude
 from loadgen.proof.readings import Plan
-from loadgen.proof.run import Job
-from loadgen.traffic.post import target_of
+from loadgen.proof.run import Job, Run
+from loadgen.traffic.post import Post, target_of
 from tests.faults.matrix import Fault
-from tests.faults.traffic import CROWD, Traffic
 
 RECOVERY_S_MAX = 60.0
 QUIET_S_MAX = 180.0  # on a busy machine; before it nobody can say that a reading is lost
@@ -221,3 +224,59 @@ class Trial:
         self.expect(result.is_proof, "no proof: too few acknowledged readings")
         if result.balance is not None:
             self.expect(not result.balance.dropped, "I9: ingest_readings_dropped_total is not 0")
+
+
+CROWD = 12  # posts, and connections for them
+
+
+class Traffic(Run):
+    """A Run in crowds, that also keeps the times of answers, and has two more counters.
+
+    `kept` counts the readings of posts that a 2xx answered; `cut_off` the tries that were sent and
+    got no answer at all (a refused connection is no try that was sent; a 503 is an answer).
+    `refused` counts the tries that got a 503; `longest_s` is the longest that a 2xx took from the
+    begin of its try. A fault may set both to 0.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.kept = self.cut_off = self.refused = 0
+        self.longest_s = 0.0
+        self._sent: dict[int, float] = {}  # posts in flight, and since when
+        self._took_s: list[float] = []
+
+    def due(self) -> Iterator[float]:
+        """Return when posts are due: by turns one by one, and a crowd at one moment."""
+        rate = self.job.rate
+        assert rate is not None, "faults have an open loop"
+        for number in count():
+            crowd = number // CROWD
+            yield (crowd * CROWD if crowd % 2 else number) / rate
+
+    def p99_ms(self) -> float:
+        """Return the p99 of the answer times since the last call, from the intended moment on."""
+        took, self._took_s = sorted(self._took_s), []
+        return took[ceil(len(took) * 0.99) - 1] * 1_000 if took else 0.0
+
+    def sending(self, post: Post) -> None:
+        """Note that a try begins."""
+        self._sent[post.number] = time.monotonic()
+
+    def answered(
+        self, post: Post, status: int, body: bytes, intended_s: float, now_s: float, *, final: bool
+    ) -> None:
+        """Note an answer; note its time if it is the last one of its post."""
+        began_s = self._sent.pop(post.number, now_s)
+        self.refused += status == 503
+        if 200 <= status < 300:
+            self.kept += post.readings
+            self.longest_s = max(self.longest_s, now_s - began_s)
+        if final:
+            self._took_s.append(now_s - intended_s)
+        super().answered(post, status, body, intended_s, now_s, final=final)
+
+    def lost(self, loss: Loss) -> None:
+        """Note a try without an answer."""
+        self.cut_off += loss.post.number in self._sent
+        self._sent.pop(loss.post.number, None)
+        super().lost(loss)

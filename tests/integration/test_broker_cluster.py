@@ -13,10 +13,8 @@ from ingest.roles.nats import audit, purge
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.protocol import STREAM, WRITER
 from ingest.roles.nats.pulling import Pull
-from tests.support.brokers import joined, put, until
-from tests.support.clusters import Cluster, Member, cluster, lead
-from tests.support.stream_traffic import survives
-from tests.support.stream_writers import purged, writing
+from tests.support.brokers import Cluster, Member, cluster, joined, lead, put, until
+from tests.support.stream_writers import purged, survives, writing
 
 pytestmark = pytest.mark.slow
 

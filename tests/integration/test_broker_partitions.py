@@ -12,9 +12,8 @@ import pytest
 
 from ingest.roles.nats import purge
 from ingest.roles.nats.connection import BrokerConnection
-from tests.support.brokers import joined
-from tests.support.clusters import Cluster, cluster
-from tests.support.stream_traffic import survives
+from tests.support.brokers import Cluster, cluster, joined
+from tests.support.stream_writers import survives
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(150)]
 

@@ -24,7 +24,6 @@ from ingest.roles.nats import session as line
 from ingest.roles.nats.connection import BrokerConnection, connected
 from ingest.roles.nats.protocol import STREAM, SUBJECT, Address
 from ingest.roles.nats.publishing import Publisher
-from tests.support.blocks import make_block
 from tests.support.brokers import (
     api,
     is_up,
@@ -35,6 +34,7 @@ from tests.support.brokers import (
     until,
 )
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.journals import make_block
 
 
 @pytest.fixture

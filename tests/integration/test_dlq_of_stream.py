@@ -25,7 +25,7 @@ from ingest.system.state_folder import StateFolder
 from tests.support.brokers import LETTERS, api, embedded, joined
 from tests.support.commands import Here
 from tests.support.letters import drained, invalid, write
-from tests.support.stream_letters import live, stream_queue
+from tests.support.replay_rig import live, stream_queue
 
 MULTI = b'{"device_id":"pump-7","ts":1760000000,"values":{"temp":21.5,"humidity":"wet"}}'
 GOOD_LATE = b'{"device_id":"mended","metric":"m","ts":1750000000,"value":1}'

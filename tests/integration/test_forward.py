@@ -30,9 +30,9 @@ from ingest.roles.nats.purge import StreamPurge
 from ingest.roles.nats.streams import wanted_readings
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import StateFolder
-from tests.support.blocks import block_of
 from tests.support.brokers import api, embedded, joined, put, until
 from tests.support.brokers import messages as messages_left
+from tests.support.journals import block_of
 from tests.support.rows import readings
 from tests.support.stream_writers import new_mark
 from tests.support.webhook import Came, Webhook, items_of, message_of, messages_of

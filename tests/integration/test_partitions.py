@@ -39,9 +39,9 @@ from ingest.sinks.postgres.housekeeping.table_state import look_at
 from ingest.sinks.postgres.schema import READINGS
 from ingest.system.clock import unix_us
 from ingest.years.annex import late_partitions, retention_policy
-from tests.support.blocks import block_of
 from tests.support.commands import Here, with_user
 from tests.support.constants import constants
+from tests.support.journals import block_of
 from tests.support.letters import read
 from tests.support.partitions import make_partition
 from tests.support.replay_rig import Half, InFolder, rows, running, until_live

@@ -17,13 +17,14 @@ from ingest.dead_letters.folder.store import hold_replay_lock
 from ingest.model.reading import EXHAUSTED, INVALID, REFUSED, Reading
 from ingest.roles.embedded_broker import EmbeddedBroker
 from ingest.system.clock import monotonic_s, rfc3339
-from tests.support.blocks import block_of, make_reading
 from tests.support.brokers import until
+from tests.support.journals import block_of, make_reading
 from tests.support.letters import START_US, drained, invalid, read
 from tests.support.replay_rig import (
     SETTINGS,
     InFolder,
     InStream,
+    change,
     rows,
     running,
     stream_with_short_waits,
@@ -31,7 +32,6 @@ from tests.support.replay_rig import (
     until_replayed,
 )
 from tests.support.rows import apply_tables
-from tests.support.stream_letters import change
 
 Place = InFolder | InStream
 GATE = """create table gate (open boolean); insert into gate values (false);

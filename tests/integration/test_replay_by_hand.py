@@ -21,8 +21,7 @@ from ingest.model.errors import ReplayStopped
 from ingest.model.reading import LINE, Letter, Reading
 from ingest.model.tables import ColumnTable, Tables
 from tests.support.letters import START_US, drained, invalid, write
-from tests.support.replay_rig import SETTINGS, rows
-from tests.support.replays import RULES
+from tests.support.replay_rig import RULES, SETTINGS, rows
 from tests.support.rows import apply_tables
 
 REFUSE_B = """create function refuse() returns trigger language plpgsql as $$ begin

@@ -17,8 +17,8 @@ from ingest.config.settings import Settings
 from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s, unix_us
 from tests.conftest import Server
-from tests.support.blocks import block_of
 from tests.support.commands import with_user
+from tests.support.journals import block_of
 from tests.support.writing import Writing
 
 OLD_US = 1_000_000_000_000_000  # 2001, of a device whose clock was reset

@@ -24,9 +24,9 @@ from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.pulling import Delivery, Puller
 from ingest.roles.outlet import StreamOutlet
 from ingest.system.clock import monotonic_s
-from tests.support.blocks import make_block
 from tests.support.brokers import api, embedded, hit, joined, set_ack_wait, until
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.journals import make_block
 from tests.support.streams import Poster
 
 MIB = 1 << 20

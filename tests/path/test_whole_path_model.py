@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from ingest.model.causes import Verdict
 from ingest.model.errors import StartError
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
-from tests.support.replays import hurry
+from tests.support.replay_rig import hurry
 from tests.support.whole_path import BUFFERED, COMMITTED, DURABLE, Promises, Whole
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from ingest.model.causes import LETTERS_FULL, Verdict, WriteFailed
 from ingest.model.reading import INVALID
 from tests.support.fake_sink_scripted import AFTER, BEFORE, MIDDLE, Script
 from tests.support.letters import LetterFiles, folder_queue, invalid, keep
-from tests.support.replays import hurry
+from tests.support.replay_rig import hurry
 from tests.support.whole_path import BUFFERED, Promises, Whole
 
 CALLS_MAX = 200  # more than any run needs

@@ -137,16 +137,12 @@ class FaultyProxy:
         """From now on swallow what the server sends, then cut all connections, once.
 
         Cuts after `bytes_max` bytes were swallowed, or once one connection's swallowed bytes hold
-        `until`; with neither, swallows until `cut` or `keep_replies` is called. Swallows nothing
-        before a client has sent one of `after`, if there are some. Returns an event that is set
-        after the cut. Later connections are whole again.
+        `until`; with neither, swallows until `cut` is called. Swallows nothing before
+        a client has sent one of `after`, if there are some. Returns an event that is set after the
+        cut. Later connections are whole again.
         """
         self._loss = _Loss(bytes_max, until, after)
         return self._loss.over
-
-    def keep_replies(self) -> None:
-        """Forward replies again; those swallowed stay lost."""
-        self._loss = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -16,8 +16,7 @@ from ingest.dead_letters.identity import letter_id
 from ingest.http.bodies import GZIP, inflated
 from ingest.model.block import Block
 from ingest.model.errors import Refused
-from tests.support.blocks import make_block
-from tests.support.journals import SALT, segment_bytes
+from tests.support.journals import SALT, make_block, segment_bytes
 from tests.support.letters import START_US, drained, invalid
 from tests.support.posts import GOOD
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -16,20 +18,26 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.config.declared_tables import make_tables
 from ingest.config.settings import Settings
 from ingest.dead_letters.auto_replay import Replayer, ReplaySource
+from ingest.dead_letters.folder.segments import live_letters, mark_done
+from ingest.dead_letters.folder.store import hold_replay_lock
+from ingest.dead_letters.manual_replay import Item, ManualReplay, Summary, item_of_letter
 from ingest.dead_letters.queue import DeadLetterQueue
+from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, once
+from ingest.formats.post import Rules
 from ingest.model.block import Block
 from ingest.model.causes import LETTERS_FULL
+from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ledger import Gauges, Ledger
+from ingest.model.ports import Sink
 from ingest.model.reading import Letter
 from ingest.roles import letters as replay
 from ingest.roles.embedded_broker import EmbeddedBroker
-from ingest.roles.letters import StreamBackend, StreamReplay
+from ingest.roles.letters import StreamBackend, StreamLetterStore, StreamReplay
 from ingest.roles.nats.connection import BrokerConnection
 from ingest.roles.nats.messages import StreamMessages
 from ingest.roles.nats.protocol import DEAD_LETTERS, REPLAY
 from tests.support.brokers import LETTERS, api, joined
 from tests.support.letters import LetterFiles, folder_queue, keep, read
-from tests.support.stream_letters import kept, stream_queue
 
 ACK_WAIT_S = 0.5
 SETTINGS = Settings(
@@ -209,3 +217,76 @@ async def rows(connection: asyncpg.Connection) -> int:
     """Count the table's rows."""
     count: int = await connection.fetchval("select count(*) from readings")
     return count
+
+
+def stream_queue(
+    connection: BrokerConnection, bytes_max: int = LETTERS.stream["max_bytes"], **waits: float
+) -> DeadLetterQueue:
+    """Return dead letters in the stream, in the running event loop."""
+    return DeadLetterQueue(StreamBackend(connection, **waits), bytes_max=bytes_max)
+
+
+def store_of(connection: BrokerConnection) -> StreamLetterStore:
+    """Return the letters of the stream."""
+    return StreamLetterStore(StreamMessages(connection))
+
+
+async def live(store: LetterStore, where: Selection = Selection()) -> list[LiveLetter]:  # noqa: B008
+    """Return the live letters, oldest first, with every copy."""
+    return [each async for part in store.oldest(where, Tally()) for each in part]
+
+
+async def kept(connection: BrokerConnection) -> list[Letter]:
+    """Return the live letters of the stream as they are listed: each once."""
+    return [each.letter async for each in once(store_of(connection).oldest(Selection(), Tally()))]
+
+
+async def count(connection: BrokerConnection) -> int:
+    """Return how many messages the stream has."""
+    found: int = (await api(connection, f"STREAM.INFO.{DEAD_LETTERS}"))["state"]["messages"]
+    return found
+
+
+async def change(connection: BrokerConnection, **settings: Any) -> None:
+    """Change settings of the stream, as an operator may."""
+    config = (await api(connection, f"STREAM.INFO.{DEAD_LETTERS}"))["config"]
+    answer = await api(connection, f"STREAM.UPDATE.{DEAD_LETTERS}", config | settings)
+    assert "error" not in answer, answer
+
+
+RULES = Rules(post_rows_max=5_000, ts_min_us=0, ts_ahead_us_max=86_400_000_000)
+LOCK_S_MAX = 0.02
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the pauses of replays, between blocks and between tries; they clean up each time."""
+    monkeypatch.setattr("ingest.dead_letters.auto_replay.UNLOCKED_S_MIN", 0.0005)
+    monkeypatch.setattr("ingest.dead_letters.folder.store.ANEW_S", 0.0)
+    monkeypatch.setattr("ingest.dead_letters.queue.TIDY_S", 0.005)
+    monkeypatch.setattr("ingest.dead_letters.manual_replay.backoff_s", lambda *_, **__: 0.0)
+
+
+async def replay_by_hand(folder: Path, sink: Sink) -> Summary:
+    """Replay all live letters of a folder, or as many as the table takes; its figures must fit.
+
+    It replays none while the service's own replay waits for the outcome of a block.
+    """
+
+    async def done(items: Sequence[Item]) -> None:
+        lines = [each.source for each in items if each.source is not None]
+        mark_done(lines, "replayed")
+
+    by_hand = ManualReplay(sink=sink, rules=RULES, done=done)
+    summary = by_hand.summary
+    try:
+        lock = await hold_replay_lock(folder, wait_s_max=LOCK_S_MAX)
+    except IngestError:
+        return summary
+    with lock:
+        items = [item_of_letter(each) for each in live_letters(folder)]
+        with contextlib.suppress(ReplayStopped):
+            await by_hand.run(items)
+            assert summary.letters + sum(summary.refused.values()) == len(items)
+    assert summary.rows == summary.new + summary.duplicate
+    await sink.close()
+    return summary

@@ -13,7 +13,7 @@ from ingest.model.block import Block
 from ingest.model.reading import Reading
 from ingest.roles.outlet import encode_message
 from ingest.system.clock import rfc3339
-from tests.support.blocks import block_of
+from tests.support.journals import block_of
 from tests.support.tcp_ports import free_port
 
 Item = tuple[str, str, str, float]  # ts, device_id, metric, value

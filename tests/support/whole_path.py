@@ -25,12 +25,11 @@ from ingest.model.moments import decode_readings
 from ingest.model.reading import DRAINED, EXHAUSTED, INVALID, REFUSED, Letter, Reading
 from ingest.system.clock import monotonic_s, unix_us
 from ingest.writer.refused_rows import set_aside_rest
-from tests.support.blocks import block_of, make_reading
 from tests.support.constants import constants
 from tests.support.fake_sink_scripted import Script, ScriptedSink
-from tests.support.journals import FailingCalls, JournalRun, on_disk
+from tests.support.journals import FailingCalls, JournalRun, block_of, make_reading, on_disk
 from tests.support.letters import LetterFiles, folder_queue, invalid, keep, read
-from tests.support.replays import replay_by_hand
+from tests.support.replay_rig import replay_by_hand
 from tests.support.writing import BAD, QUICK, refuse_bad
 
 DURABLE, BUFFERED, COMMITTED = "durable", "buffered", "committed"

@@ -17,10 +17,10 @@ from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.system.clock import monotonic_s
 from ingest.writer.writer import stop_connecting
 from tests.support import constants
-from tests.support.blocks import block_of, make_reading
 from tests.support.fake_letters import FakeLetters
 from tests.support.fake_sink import Refuse
 from tests.support.fake_sink_scripted import Script, ScriptedSink
+from tests.support.journals import block_of, make_reading
 
 BAD = 666.0  # the value that the table refuses
 QUICK: dict[str, Any] = {

@@ -14,8 +14,7 @@ import pytest
 
 from tests.support.commands import Here, ingest
 from tests.support.documents import DOCUMENTS, fences
-from tests.support.receiver import running_receiver
-from tests.support.tokens import SECRET, in_force, line
+from tests.support.receiver import SECRET, in_force, line, running_receiver
 from tests.system.service import Service, run_command
 from tests.system.test_up import Up, restart
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +15,51 @@ import pytest
 from ingest.system.clock import unix_us
 from tests.support.archives import rows_in_files
 from tests.support.commands import with_user
-from tests.support.housekeeping_jobs import commands
+from tests.support.deployment import (
+    DEPLOY,
+    compose_services,
+    shown_in_head,
+)
 from tests.system.service import Service, run_command
 
 if TYPE_CHECKING:
     from tests.conftest import Server
+
+
+UNIT = DEPLOY / "systemd" / "ingest-housekeeping.service"
+
+
+def unit_lines() -> list[tuple[str, str]]:
+    """Return the keys and values of the unit."""
+    lines = (each.partition("=") for each in UNIT.read_text().splitlines() if each[:1] != "#")
+    return [(name, value) for name, mark, value in lines if mark]
+
+
+def settings_of_systemd() -> dict[str, str]:
+    """Return those of the unit, and of the file ingest.env as its head shows it."""
+    given = [
+        each for name, value in unit_lines() if name == "Environment" for each in value.split()
+    ]
+    given += [each[0] for each in shown_in_head(UNIT) if each and each[0].startswith("INGEST_")]
+    return dict(each.split("=", 1) for each in given if each.startswith("INGEST_"))
+
+
+def settings_of_compose() -> dict[str, str]:
+    """Return those of the service in compose.yaml."""
+    found: dict[str, str] = compose_services("compose.yaml")["housekeeping"]["environment"]
+    return found
+
+
+def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return the command and the settings of each example, by its name."""
+    words = dict(unit_lines())["ExecStart"].replace(" $HOUSEKEEPING_FLAGS", "").split()
+    (loop,) = compose_services("compose.yaml")["housekeeping"]["command"]
+    (once,) = re.findall(r"do python -P -m (ingest [\w ]+); sleep", loop)
+    assert words[1:3] == ["-P", "-m"], words
+    return {
+        "systemd": (words[3:], settings_of_systemd()),
+        "compose": (shlex.split(once), settings_of_compose()),
+    }
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ import pytest
 from ingest.access.token_lines import TokenEntry, certificate_key, entry_line
 from tests.support.certificates import make_certificate, make_signed, trusting
 from tests.support.documents import REPOSITORY
-from tests.support.receiver import GOOD, Client, head, running_receiver
+from tests.support.receiver import GOOD, Client, head, in_force, running_receiver
 from tests.support.receiver import post as post_of
 from tests.support.tcp_ports import free_port
-from tests.support.tokens import in_force
 
 EXAMPLES = REPOSITORY / "deploy/proxies"
 AROUND_NGINX = """daemon off; master_process off; pid {folder}/pid; error_log stderr;

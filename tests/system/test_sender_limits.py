@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingest.access.token_lines import append_lines
-from tests.support.receiver import Client, post
-from tests.support.tokens import line
+from tests.support.receiver import Client, line, post
 from tests.system.service import Service
 
 POSTS_PER_S = 20

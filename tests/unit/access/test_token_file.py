@@ -16,8 +16,7 @@ from ingest.access.token_file import CHANGING_LOOKS_MAX, TokenFile
 from ingest.access.token_lines import append_lines, digest_of, new_secret
 from ingest.model.errors import StartError
 from ingest.system.clock import monotonic_s, unix_us
-from tests.support.receiver import until
-from tests.support.tokens import OTHER, SECRET, end, line
+from tests.support.receiver import OTHER, SECRET, end, line, until
 
 
 @asynccontextmanager

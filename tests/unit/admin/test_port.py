@@ -20,8 +20,7 @@ from ingest.http.routes import READ, Route, answered
 from ingest.model.errors import Refused, StartError
 from ingest.model.ledger import Ledger
 from ingest.system.clock import monotonic_s
-from tests.support.receiver import Client, Reply, head
-from tests.support.tokens import OTHER, SECRET, end, line, put
+from tests.support.receiver import OTHER, SECRET, Client, Reply, end, head, line, put
 from tests.support.wire import request_of
 
 TOKEN = "s3cret-token"

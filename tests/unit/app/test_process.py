@@ -37,8 +37,8 @@ from ingest.roles.supervisor.up import Servers, up
 from ingest.system.files import Lock
 from ingest.system.service_manager import Notifier
 from ingest.system.state_folder import EMBEDDED, StateFolder
-from tests.support.blocks import make_block
 from tests.support.documents import REPOSITORY
+from tests.support.journals import make_block
 from tests.support.letters import LetterFiles, drained, keep
 
 

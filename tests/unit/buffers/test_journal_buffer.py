@@ -24,9 +24,8 @@ from ingest.buffers.waiting import Decision
 from ingest.model.block import Ack, Block
 from ingest.model.errors import BufferFull, NotKept
 from ingest.system.files import open_regular
-from tests.support.blocks import make_block
 from tests.support.brokers import until
-from tests.support.journals import HangingDisk, JournalRun, killed, left, on_disk
+from tests.support.journals import HangingDisk, JournalRun, killed, left, make_block, on_disk
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,7 @@ from ingest.model.block import Block
 from ingest.model.errors import JournalBroken, StartError
 from ingest.system.clock import monotonic_s
 from ingest.system.files import FolderLock
-from tests.support.blocks import make_block
-from tests.support.journals import JournalRun, killed, on_disk
+from tests.support.journals import JournalRun, killed, make_block, on_disk
 
 
 @pytest.fixture(autouse=True)

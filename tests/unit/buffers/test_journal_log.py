@@ -20,7 +20,6 @@ from ingest.buffers.journal.segments import HEADER_BYTES, read_done, segment_fil
 from ingest.model.block import Ack, Block
 from ingest.model.errors import JournalBroken, NotKept, StartError
 from ingest.model.ports import JournalStats
-from tests.support.blocks import make_block
 from tests.support.journals import (
     NO_SPACE,
     FailingCalls,
@@ -28,6 +27,7 @@ from tests.support.journals import (
     JournalRun,
     killed,
     left,
+    make_block,
     on_disk,
 )
 

@@ -14,8 +14,7 @@ import pytest
 
 from ingest.model.block import Block
 from ingest.model.errors import BufferFull, JournalBroken
-from tests.support.blocks import make_block
-from tests.support.journals import FailingCalls, JournalRun
+from tests.support.journals import FailingCalls, JournalRun, make_block
 
 LIVES, STEPS = 6, 40
 FAILURES = (

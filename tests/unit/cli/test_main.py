@@ -70,7 +70,7 @@ def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str
     }
     for word in set(COMMANDS) - {"psql"}:
         inner = needed.get(word, [])
-        # With `up` the flag of this setting has another name: see test_cli_up.py.
+        # With `up` the flag of this setting has another name: see test_help.py.
         more = ["--writer-connections", "1"] if word == "up" else []
         args = build_parser(word).parse_args([word, *inner, *every_flag(), *more])
         assert {name for name in vars(args) if name.startswith("setting.")} == {

@@ -25,7 +25,7 @@ from ingest.config.settings import Settings
 from ingest.system.clock import unix_us
 from ingest.system.state_folder import ServiceInfo, StateFolder
 from tests.support.commands import Here, Step
-from tests.support.tokens import OTHER, line
+from tests.support.receiver import OTHER, line
 
 ENDED = "ended"
 

@@ -20,7 +20,7 @@ from ingest.model.tables import ColumnTable, Tables
 from ingest.system.clock import unix_us
 from tests.support.fake_sink import FakeSink
 from tests.support.letters import START_US, folder_queue, invalid, read, write
-from tests.support.replays import RULES
+from tests.support.replay_rig import RULES
 
 COLUMNS = ("temperature", "humidity", "co2")
 TABLES = Tables([ColumnTable("climate", "", COLUMNS, (START_US,) * 3)])

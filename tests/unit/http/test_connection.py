@@ -7,15 +7,26 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import http_parser
 from structlog.testing import capture_logs
 
 from ingest.http import connection as connection_module
 from ingest.http.bodies import SOCKET_BYTES
 from ingest.http.connection import READ_BYTES, Connection
 from ingest.http.connections import Connections
-from ingest.http.framer import BEHIND, BODY, LATER, LINES_MAX, MEMORY, PART_BYTES_MAX, UNREAD
+from ingest.http.framer import (
+    BEHIND,
+    BODY,
+    LATER,
+    LINES_MAX,
+    MEMORY,
+    PART_BYTES_MAX,
+    UNREAD,
+    require_parser,
+)
 from ingest.http.request_and_answer import Answer, Request
 from ingest.http.request_and_answer import Reply as Later
+from ingest.model.errors import StartError
 from tests.support.posts import array
 from tests.support.receiver import (
     BAD,
@@ -319,3 +330,16 @@ async def test_body_of_many_empty_lines_is_the_last_of_its_connection(
         elif behind:
             assert answered != body
         assert wire.has_ended == (lines > LINES_MAX or behind == b"\0")
+
+
+def test_installed_one_has_its_parser_in_c() -> None:
+    """Nothing is said about it."""
+    require_parser()
+
+
+async def test_parser_in_python_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version that cannot be used, and what to do."""
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    with pytest.raises(StartError, match=r"aiohttp 3\..* lacks its parser in C; install a wheel"):
+        async with running_receiver():
+            pass

@@ -1,9 +1,10 @@
-"""The URL of a broker, and filters of topics: what is taken, and what the errors say."""
+"""The options of `ingest mqtt`, and of its broker's URL: what is refused, and how it is told."""
 
 from __future__ import annotations
 
 import pytest
 
+from ingest.cli.commands import main
 from ingest.model.errors import ConfigError
 from ingest.mqtt.options import MqttAddress, check_filter, mqtt_address
 
@@ -52,3 +53,21 @@ def test_filters_that_are_refused(text: str) -> None:
     """A broker would close the connection."""
     with pytest.raises(ConfigError, match="--topic"):
         check_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--source", "a b"], "ingest sources list"),
+        (["--source", ""], "ingest sources list"),
+        (["--source", "a", "--ack", "durable"], "--ack is not for a source"),
+        (["--source", "a", "--format", "json"], "--format is not for a source"),
+        (["--topic", "a/#/b"], "a/#/b"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_starts(
+    flags: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a sentence that names the flag."""
+    assert main(["mqtt", "--mqtt-url", "mqtt://127.0.0.1", "--topic", "a", *flags]) == 2
+    assert why in capsys.readouterr().err

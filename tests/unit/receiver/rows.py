@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.receiver import Receiver, Reply, running_receiver
-from tests.support.tokens import OTHER, SECRET, in_force
+from tests.support.receiver import OTHER, SECRET, Receiver, Reply, in_force, running_receiver
 
 
 class Row(NamedTuple):

@@ -6,8 +6,7 @@ import base64
 import json
 from typing import Any
 
-from tests.support.receiver import GOOD, head
-from tests.support.tokens import OTHER, SECRET, line
+from tests.support.receiver import GOOD, OTHER, SECRET, head, line
 from tests.unit.receiver.rows import Group, Row, request
 
 BEARER = {"Authorization": f"Bearer {SECRET}"}

@@ -14,8 +14,7 @@ from ingest.model.errors import (
 )
 from ingest.model.reading import LINE
 from ingest.receiver.pages.lines import VERSION
-from tests.support import tokens
-from tests.support.receiver import head
+from tests.support.receiver import OTHER, SECRET, head, line
 from tests.unit.receiver.rows import Group, Row, request
 
 TS = 1_750_000_000
@@ -234,13 +233,13 @@ GATEWAY = [  # each client sends its token in its own way
     *(
         Row(write(b"m a=1\n", target, headers=headers), 204, kept=[("gateway", "m.a", 1.0)])
         for target, headers in (
-            (f"/write?db=x&u=x&p={tokens.SECRET}", {}),
-            ("/api/v2/write?bucket=b", {"Authorization": f"Token {tokens.SECRET}"}),
-            ("/api/v3/write_lp?db=b", {"Authorization": f"Bearer {tokens.SECRET}"}),
+            (f"/write?db=x&u=x&p={SECRET}", {}),
+            ("/api/v2/write?bucket=b", {"Authorization": f"Token {SECRET}"}),
+            ("/api/v3/write_lp?db=b", {"Authorization": f"Bearer {SECRET}"}),
         )
     ),
     Row(
-        write(b"m a=1\nm a=nan", f"/write?p={tokens.SECRET}"),
+        write(b"m a=1\nm a=nan", f"/write?p={SECRET}"),
         204,
         kept=[("gateway", "m.a", 1.0)],
         letters=[{"device": "gateway", "sender": "garden"}],
@@ -249,13 +248,13 @@ GATEWAY = [  # each client sends its token in its own way
 ]
 SCOPED = [  # a line of another device is a dead letter; a post of only such is 403
     Row(
-        write(b"m,host=h a=1\nm,host=x a=2", f"/write?p={tokens.SECRET}"),
+        write(b"m,host=h a=1\nm,host=x a=2", f"/write?p={SECRET}"),
         204,
         kept=1,
         letters=[{"code": "not_allowed", "sender": "garden", "devices": ("h",)}],
     ),
-    Row(write(b"m,host=x a=2", f"/write?p={tokens.SECRET}"), 403, "outside_scope"),
-    Row(write(LINE_A, f"/write?p={tokens.OTHER}"), 403, "outside_scope"),
+    Row(write(b"m,host=x a=2", f"/write?p={SECRET}"), 403, "outside_scope"),
+    Row(write(LINE_A, f"/write?p={OTHER}"), 403, "outside_scope"),
 ]
 FAST = [  # 429 would make Telegraf drop its batch
     Row(write(b"m,host=h a=1,b=2,c=3,d=4"), 204, kept=4),
@@ -264,8 +263,8 @@ FAST = [  # 429 would make Telegraf drop its batch
 # Posts of clients that no test here can run (Go, Java, Rust), after their sources and documents.
 TAGS = r"room,device=hall\ 1\,ü,place=a\=b\ c "
 NS, MS = 1_790_000_000_123_456_000, 1_790_000_000_123
-BASIC = "Basic " + base64.b64encode(f"any:{tokens.SECRET}".encode()).decode()
-TOKEN = f"Token {tokens.SECRET}"
+BASIC = "Basic " + base64.b64encode(f"any:{SECRET}".encode()).decode()
+TOKEN = f"Token {SECRET}"
 GO = {"User-Agent": "influxdb-client-go/2.14.0 (linux; amd64)", "Authorization": TOKEN}
 JAVA = {
     "User-Agent": "influxdb-client-java/7.2.0",
@@ -274,7 +273,7 @@ JAVA = {
     "Accept": "application/json",
 }
 OLD_JAVA = {"User-Agent": "influxdb-java/2.25", "Content-Type": "text/plain; charset=utf-8"}
-OLD_JAVA_TARGET = f"/write?u=any&p={tokens.SECRET}&db=home&precision=n&consistency=one"
+OLD_JAVA_TARGET = f"/write?u=any&p={SECRET}&db=home&precision=n&consistency=one"
 QUEST_GO = {
     "User-Agent": "Go-http-client/1.1",
     "Authorization": BASIC,
@@ -289,7 +288,7 @@ FORMS: list[tuple[str, dict[str, str], str, bool]] = [
     ("/api/v2/write?org=org&bucket=home&precision=ms", JAVA, f"{OF_V2}u {MS}", True),
     (OLD_JAVA_TARGET, OLD_JAVA, f"{OF_V2}i {NS}\n", False),
     (
-        f"/write?db=home&p={tokens.SECRET}&u=any&precision=ns",
+        f"/write?db=home&p={SECRET}&u=any&precision=ns",
         {"Accept": "*/*"},
         f'temperature=21.5,count=4i,on=true,uint=7u,text="on" {NS}',
         False,
@@ -336,14 +335,14 @@ GROUPS = {
         {"line_escapes": "questdb"},
     ),
     "questions": Group(QUESTIONS),
-    "lines of a gateway": Group(GATEWAY, tokens=[tokens.line(device="gateway")]),
+    "lines of a gateway": Group(GATEWAY, tokens=[line(device="gateway")]),
     "lines of a scope": Group(
         SCOPED,
         tokens=[
-            tokens.line(devices=("h",)),
-            tokens.line(tokens.OTHER, name="json", sources=("readings",)),
+            line(devices=("h",)),
+            line(OTHER, name="json", sources=("readings",)),
         ],
     ),
     "lines too fast": Group(FAST, {"sender_readings_per_s_max": 1.0, "sender_burst_s": 1.0}),
-    "forms of clients": Group(WIRE, tokens=[tokens.line()]),
+    "forms of clients": Group(WIRE, tokens=[line()]),
 }

@@ -11,8 +11,7 @@ from ingest.model.errors import BufferFull, DeadLettersBroken, DeadLettersFull, 
 from ingest.model.reading import Reading
 from tests.support.encodings import written
 from tests.support.posts import array
-from tests.support.receiver import BAD, GOOD, JSON, head
-from tests.support.tokens import OTHER, SECRET, line
+from tests.support.receiver import BAD, GOOD, JSON, OTHER, SECRET, head, line
 from tests.unit.receiver.rows import Group, Row, request
 
 if sys.version_info >= (3, 14):

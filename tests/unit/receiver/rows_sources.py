@@ -7,8 +7,7 @@ from typing import Any
 from ingest.model.errors import BufferFull, DeadLettersFull
 from ingest.model.reading import MAPPED
 from ingest.system.clock import unix_us
-from tests.support.receiver import head
-from tests.support.tokens import OTHER, SECRET, line
+from tests.support.receiver import OTHER, SECRET, head, line
 from tests.unit.receiver.rows import Group, Row, request
 
 ESP = '[[source]]\nname = "esp"\ndevice = "id"\n'

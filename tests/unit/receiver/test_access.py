@@ -25,8 +25,21 @@ from ingest.model.ledger import POSTS
 from ingest.receiver.access import certificate_name
 from ingest.receiver.endpoint import Endpoint
 from ingest.system.clock import unix_us
-from tests.support.receiver import GOOD, Client, Receiver, Reply, head, post, running_receiver
-from tests.support.tokens import OTHER, SECRET, end, in_force, line, put
+from tests.support.receiver import (
+    GOOD,
+    OTHER,
+    SECRET,
+    Client,
+    Receiver,
+    Reply,
+    end,
+    head,
+    in_force,
+    line,
+    post,
+    put,
+    running_receiver,
+)
 from tests.unit.receiver.rows import request
 
 BEARER = {"Authorization": f"Bearer {SECRET}"}

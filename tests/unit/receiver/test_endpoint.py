@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from ingest.config.settings import Settings
-from ingest.model.errors import BufferFull, ConfigError, StartError
+from ingest.model.errors import BufferFull, ConfigError, Refused, StartError
 from ingest.receiver.endpoint import Endpoint
+from ingest.receiver.posts import in_time
+from ingest.system.clock import monotonic_s
 from tests.support.receiver import BAD, GOOD, Client, Receiver, head, post, running_receiver, until
 from tests.support.ways import both_ways, reserves
 
@@ -257,3 +259,22 @@ async def test_stop_before_the_port_listens_leaves_nothing() -> None:
     async with running_receiver() as receiver:
         await receiver.endpoint.close()
         await within(stepping(receiver), 1)
+
+
+async def test_what_takes_too_long_is_refused_and_may_be_sent_again() -> None:
+    """Also if the answer was due before it began."""
+    for left_s in (0.01, -1.0):
+        with pytest.raises(Refused) as raised:
+            async with in_time(monotonic_s() + left_s):
+                await asyncio.sleep(10)
+        assert (raised.value.code, raised.value.retry_after_s) == ("buffer_full", 2.0)
+
+
+async def test_other_time_outs_and_a_cancelled_post_are_not_taken_for_this_one() -> None:
+    """A sender must not be told that the service reads others if that is not so."""
+    with pytest.raises(TimeoutError):
+        async with in_time(monotonic_s() + 60):
+            raise TimeoutError
+    with pytest.raises(asyncio.CancelledError):
+        async with in_time(monotonic_s() + 60):
+            raise asyncio.CancelledError

@@ -30,9 +30,15 @@ from ingest.receiver.keeping import (
 from ingest.receiver.outcomes import AckWaits
 from ingest.system.clock import monotonic_s, unix_us
 from tests.contract.buffers import journal, memory, spilling
-from tests.support.blocks import block_of, make_block, make_reading
 from tests.support.fakes import FakeDatabase, FakeDeadLetters, FakeInlet
-from tests.support.journals import FailingCalls, HangingDisk, on_disk
+from tests.support.journals import (
+    FailingCalls,
+    HangingDisk,
+    block_of,
+    make_block,
+    make_reading,
+    on_disk,
+)
 from tests.support.receiver import (
     BAD,
     GOOD,

@@ -5,8 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.support.receiver import GOOD, Client, Receiver, Reply, post, running_receiver
-from tests.support.tokens import OTHER, SECRET, in_force, line, put
+from tests.support.receiver import (
+    GOOD,
+    OTHER,
+    SECRET,
+    Client,
+    Receiver,
+    Reply,
+    in_force,
+    line,
+    post,
+    put,
+    running_receiver,
+)
 
 THIRD = "iot_" + "t" * 43
 

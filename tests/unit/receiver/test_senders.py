@@ -34,8 +34,17 @@ from ingest.receiver.senders import (
     SenderLimits,
     Senders,
 )
-from tests.support.receiver import BAD, GOOD, head, post, running_receiver
-from tests.support.tokens import OTHER, SECRET, in_force, line
+from tests.support.receiver import (
+    BAD,
+    GOOD,
+    OTHER,
+    SECRET,
+    head,
+    in_force,
+    line,
+    post,
+    running_receiver,
+)
 from tests.support.wire import connections_of, echo
 
 

@@ -14,7 +14,7 @@ from ingest.roles.group_queue import Commits
 from ingest.roles.nats.protocol import Message, outcomes_for
 from ingest.roles.outlet import encode_outcome
 from tests.contract.buffers import contents, spin
-from tests.support.blocks import make_block
+from tests.support.journals import make_block
 from tests.support.streams import Fate, Joined
 
 

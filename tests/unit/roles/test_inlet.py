@@ -24,8 +24,8 @@ from ingest.roles import group_queue
 from ingest.roles.outlet import decode_message
 from ingest.system.clock import monotonic_s
 from tests.contract.buffers import spin
-from tests.support.blocks import make_block, size_of
 from tests.support.brokers import until
+from tests.support.journals import make_block, size_of
 from tests.support.streams import HELD, STORED, Fate, Joined
 
 AWAY = Fate(stores=False, error=lambda: BrokerAway("gone"))

@@ -17,7 +17,7 @@ from ingest.model.reading import NAME_BYTES_MAX, Reading
 from ingest.roles.nats.pulling import Delivery
 from ingest.roles.outlet import NotOurs, decode_message, encode_message
 from tests.contract.buffers import contents, spin
-from tests.support.blocks import block_of, make_block
+from tests.support.journals import block_of, make_block
 from tests.support.streams import Joined
 
 

@@ -1,9 +1,11 @@
-"""Gateways and writers as they are composed: the settings that they read; they need no disk."""
+"""A role that runs alone, and what its watch and its audit take for granted."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +14,16 @@ from ingest.app.metrics_and_causes import own_metrics
 from ingest.config.settings import Settings
 from ingest.model.errors import DeadLettersFull, StartError
 from ingest.roles import writer
+from ingest.roles.broker_state import BrokerState
 from ingest.roles.commands.services import UNUSED_BY_GATEWAY, UNUSED_BY_WRITER
 from ingest.roles.gateway import Gateway
 from ingest.roles.nats.protocol import Address
 from ingest.roles.nats.pulling import Delivery
+from ingest.roles.nats.stream_state import Undone, state_of
+from ingest.roles.nats.streams import Found
 from ingest.roles.role import Place, alone
 from ingest.roles.writer import StreamWriter
+from ingest.system.clock import monotonic_s
 
 BROKER = Address(("nats://127.0.0.1:1",), "", "")
 # Parts that several roles share look at these, and come to nothing by them.
@@ -112,3 +118,38 @@ async def test_foreign_message_that_was_read_again_and_cannot_be_set_aside_is_re
     await asyncio.gather(*made._foreign)
     assert made._audit._in_hand == set()
     assert set(made._audit._open) == {7}, "it is not done"
+
+
+@pytest.mark.parametrize(
+    ("away_for_s", "acknowledged_before_s", "cause"),
+    [
+        (None, math.inf, ""),
+        (1.0, math.inf, ""),
+        (30.0, math.inf, "broker_away"),
+        (30.0, 40.0, "broker_away"),
+        (30.0, 0.5, ""),  # the leaders have changed: a question was lost, and messages are taken
+        (30.0, 5.0, "broker_away"),
+    ],
+)
+def test_broker_that_takes_messages_is_not_away(
+    away_for_s: float | None, acknowledged_before_s: float, cause: str
+) -> None:
+    """An acknowledged message is as good as an answer to the watch."""
+    now_s = monotonic_s()
+    since_s = None if away_for_s is None else now_s - away_for_s
+    watch = SimpleNamespace(disk_failed="", away_since_s=since_s, faults=())
+    state = BrokerState(watch, acknowledged_s=lambda: now_s - acknowledged_before_s)  # type: ignore[arg-type]
+    assert state.trouble().cause == cause
+    assert (state.away_s >= 2) == bool(cause)
+
+
+def test_age_of_what_is_not_done_is_that_of_the_last_look() -> None:
+    """It is done meanwhile, or not: only the next look tells. A post must not be refused for it."""
+    numbers = {"first_seq": 1, "last_seq": 9, "messages": 9, "bytes": 90}
+    state = state_of(Found({"config": {}, "state": numbers}, {"num_pending": 1}))
+    watch = SimpleNamespace(state=state, looked_s=100.0)
+    writer: Any = StreamWriter.__new__(StreamWriter)
+    writer.watch, writer._undone = watch, Undone()
+    ages_s = [writer._waiting()[-1] for _ in range(2)]
+    watch.looked_s = 101.0
+    assert [*ages_s, writer._waiting()[-1]] == [0.0, 0.0, 1.0]

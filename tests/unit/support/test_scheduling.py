@@ -1,4 +1,4 @@
-"""Each test is run once, also after a process has died; some wait while others compute."""
+"""How tests are collected, and given to processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support.collecting import names_of
 from tests.support.scheduling import FilesInTurn
 from tests.system.service import REPOSITORY, environment
 
@@ -121,3 +122,15 @@ def test_run_with_a_process_that_dies_ends_and_tells_it(tmp_path: Path) -> None:
     )
     assert re.search(r"^FAILED test_1.py::test_b ", done.stdout, re.MULTILINE), done.stdout
     assert "1 failed, 17 passed" in done.stdout, done.stdout
+
+
+def test_shares_are_of_all_files_that_are_collected(tmp_path: Path) -> None:
+    """Of folders, files and single tests, each once; what is elsewhere is left to pytest."""
+    (tmp_path / "test_elsewhere.py").write_text("")
+    here = Path(__file__).relative_to(REPOSITORY)
+    where = ["tests/unit/support", str(here), f"{here}::test_one", str(tmp_path)]
+    names = names_of(REPOSITORY, where)
+    assert names == sorted(set(names))
+    assert __name__ in names
+    assert len(names) == len(list((REPOSITORY / here).parent.glob("test_*.py")))
+    assert names_of(REPOSITORY, ["no/such/folder"]) == []

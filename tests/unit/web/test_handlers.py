@@ -21,8 +21,19 @@ from ingest.http.rounds import POST_BYTES, ROUND_BYTES
 from ingest.model.errors import BufferFull
 from ingest.web import POSTS, context, routes
 from tests.support import constants
-from tests.support.receiver import BAD, GOOD, JSON, Receiver, Reply, head, post, until
-from tests.support.tokens import SECRET, in_force, line
+from tests.support.receiver import (
+    BAD,
+    GOOD,
+    JSON,
+    SECRET,
+    Receiver,
+    Reply,
+    head,
+    in_force,
+    line,
+    post,
+    until,
+)
 
 ALL = ("/{path:.*}",)  # all pages of the data port
 SMALL: dict[str, Any] = {"body_bytes_max": 2_000, "body_s_max": 0.3, "post_rows_max": 5}

@@ -12,7 +12,7 @@ from ingest.buffers.memory import MemoryBuffer
 from ingest.model.block import Ack, Block
 from ingest.system.clock import monotonic_s
 from ingest.writer.batch import APART_S, Batch, BatchCap, Gatherer, halves, in_pieces
-from tests.support.blocks import make_block
+from tests.support.journals import make_block
 
 ROWS_MIN, ROWS_MAX = 100, 1_000
 

@@ -17,7 +17,7 @@ from ingest.config.origins import UnusableFile
 from ingest.model.block import Block
 from ingest.model.reading import Reading
 from ingest.roles.forward.posts import Filters, ForwardPost, PostLimits, Signer, outgoing, signature
-from tests.support.blocks import block_of
+from tests.support.journals import block_of
 from tests.support.posts import decoded, readings_of
 from tests.support.rows import readings
 from tests.support.webhook import message_of
