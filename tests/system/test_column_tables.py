@@ -52,18 +52,22 @@ async def test_tables_are_made_at_the_start_and_a_changed_one_stops_it(
         assert row[0] == 13
     file.write_text(CLIMATE.format("2020-01-01T00:00:00Z") + LATER)
     ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-    at = ("--state-dir", open_tmp_path / "new", "--database-url", readings_url)
+    serve = ("serve", *ports, "--database-unsafe", "true")
+    at = ("--state-dir", open_tmp_path / "state", "--database-url", readings_url)
     for command, code in (
-        (("serve", *ports, "--database-unsafe", "true"), 2),
+        (serve, 2),
+        (serve, 2),  # as a process manager does it: no post is taken that no start could write
         (("schema", "show"), 1),
         (("schema", "apply"), 2),
     ):
         done = await run_command("ingest", *command, *at, "--tables-file", file)
         assert done.code == code, done
         assert f"takes readings since {SINCE}, and is declared since" in done.stdout + done.stderr
-    at = ("--state-dir", open_tmp_path / "newer", *at[2:])
-    done = await run_command("ingest", "serve", *ports, *at, "--database-unsafe", "true")
-    assert (done.code, 'table "climate" is not declared any more' in done.stderr) == (2, True), done
+    for folder in ("state", "new"):
+        at = ("--state-dir", open_tmp_path / folder, *at[2:])
+        done = await run_command("ingest", *serve, *at)
+        assert done.code == 2, done
+        assert 'table "climate" is not declared any more' in done.stderr
 
 
 async def test_changed_table_of_a_database_that_comes_later_pauses_the_writes(
