@@ -96,8 +96,10 @@ def changed_columns(folder: StateFolder, settings: Settings) -> set[Column]:
     is damaged: none. Raises OSError.
     """
     taken_with = list[Column]()
-    harmless = suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError)
-    with harmless, open_regular(folder.journal_columns) as note:
+    with (
+        suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError),
+        open_regular(folder.journal_columns) as note,
+    ):
         taken_with = msgspec.json.decode(note.read(), type=list[Column])
     return {*_columns(settings)} ^ {*taken_with}
 
@@ -109,8 +111,7 @@ def note_columns(folder: StateFolder, settings: Settings) -> None:
     else readings would wait that must not be written with these tables, nor with others.
     """
     if settings.buffer == "journal" and changed_columns(folder, settings):
-        columns = msgspec.json.encode(_columns(settings))
-        replace_private(folder.journal_columns, columns, sync=True)
+        replace_private(folder.journal_columns, msgspec.json.encode(_columns(settings)), sync=True)
         sync_folder(folder.journal)
 
 

@@ -215,8 +215,7 @@ def refuse_other_database(folder: StateFolder, settings: Settings) -> None:
     Blocks. Whoever forgets the URL at a start must not find out when the readings are there.
     """
     other = "" if settings.database_url else folder.remembered_database()
-    is_read = settings.buffer == "journal" and other not in ("", EMBEDDED)
-    if is_read and has_blocks(folder.journal):
+    if other not in ("", EMBEDDED) and settings.buffer == "journal" and has_blocks(folder.journal):
         raise StartError(
             f"the journal ({folder.journal}) has readings for the database {other}, and no "
             "database_url is set: they would be written to the embedded database. Give the same "

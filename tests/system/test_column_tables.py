@@ -73,7 +73,10 @@ async def test_tables_are_made_at_the_start_and_a_changed_one_stops_it(
 async def test_changed_table_of_a_database_that_comes_later_pauses_the_writes(
     open_tmp_path: Path, readings_url: str
 ) -> None:
-    """Once posts are taken no check ends the process. Nothing is written until it is corrected."""
+    """Once posts are taken no check ends the process. Nothing is written until it is corrected.
+
+    Also if `readings` does not fit: else it would be all that is corrected.
+    """
     sockets = open_tmp_path / "sockets"  # the server's, while this link is there
     parts = urlsplit(readings_url)
     found = parse_qs(parts.query)["host"][0]
@@ -89,6 +92,7 @@ async def test_changed_table_of_a_database_that_comes_later_pauses_the_writes(
     async with Service(open_tmp_path / "made", **settings) as service:
         await service.wait_state("accepting")
         await service.query("comment on column climate.humidity is 'iot-ingest: since never'")
+        await service.query("alter table readings drop constraint readings_pkey")
         await service.stop()
         sockets.unlink()
         await service.start()
@@ -102,6 +106,7 @@ async def test_changed_table_of_a_database_that_comes_later_pauses_the_writes(
         (row,) = await service.query(ROWS)
         assert row[0] == 0
         await service.query(f"comment on column climate.humidity is 'iot-ingest: since {SINCE}'")
+        await service.query("alter table readings add primary key (ts, device_id, metric, value)")
         await service.wait_sample("ingest_readings_committed_total", 2)
         (row,) = await service.query(ROWS)
         assert row[0] == 1

@@ -82,8 +82,10 @@ async def fault(
 ) -> str:
     """Return why nothing may be written with these declarations, or an empty string.
 
-    `readings` is the table with its schema.
+    Without a schema `readings` is found by the search_path.
     """
+    seen = await look(connection, readings)
+    readings = readings._replace(schema=seen.target.schema)
     faults, new = list[str](), list[ColumnTable]()
     declared = {table.name for table in tables}
     for table in tables:
@@ -99,7 +101,7 @@ async def fault(
         if missing:
             columns, since_us = zip(*missing, strict=True)
             new.append(table._replace(columns=columns, since_us=since_us))
-    if new:
+    if new and seen.oid:
         faults += await _stored_before(connection, readings, new)
     view = view_name(readings).name
     read = {name for (name,) in await connection.fetch(_READ_BY, view, _mark_of(readings))}
@@ -119,8 +121,6 @@ async def _stored_before(
 
     Only the newest readings are looked at. The newest of all that speak against it is told.
     """
-    if not await connection.fetchval("select to_regclass($1) is not null", readings.name):
-        return []
     least_us = min(since_us for table in new for since_us in table.since_us)
     homes = Tables(new)
     for row in await connection.fetch(_NEWEST.format(readings=readings.source), least_us):
