@@ -53,6 +53,7 @@ async def test_tables_are_made_at_the_start_and_a_changed_one_stops_it(
     file.write_text(CLIMATE.format("2020-01-01T00:00:00Z") + LATER)
     ports = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
     serve = ("serve", *ports, "--database-unsafe", "true")
+    of_lines = (CLIMATE + LATER).replace("metrics", 'measurement = "climate"\nfields')
     at = ("--state-dir", open_tmp_path / "state", "--database-url", readings_url)
     for command, code in (
         (serve, 2),
@@ -63,6 +64,9 @@ async def test_tables_are_made_at_the_start_and_a_changed_one_stops_it(
         done = await run_command("ingest", *command, *at, "--tables-file", file)
         assert done.code == code, done
         assert f"takes readings since {SINCE}, and is declared since" in done.stdout + done.stderr
+    file.write_text(of_lines.format(SINCE))
+    done = await run_command("ingest", *serve, *at, "--tables-file", file)
+    assert f"is declared since {SINCE} of the measurement climate" in done.stderr, done
     for folder in ("state", "new"):
         at = ("--state-dir", open_tmp_path / folder, *at[2:])
         done = await run_command("ingest", *serve, *at)

@@ -1,8 +1,9 @@
 """Declared tables in the database: they are made, get columns, and a view shows all readings.
 
-The comment of each column says since when it takes readings. Where it says something else than the
-declaration, or a column or a table is not declared any more, readings that are posted again would
-be stored twice, in two places. So `fault` must be asked before a process writes.
+The comment of each column says since when it takes readings, and of which measurement. Where it
+says something else than the declaration, or a column or a table is not declared any more, readings
+that are posted again would be stored twice, in two places. So `fault` must be asked before a
+process writes.
 Promises: what exists is not changed, except that a table gets columns that it does not have. Who
 declares no table has no view. Errors of the driver pass through.
 """
@@ -63,9 +64,11 @@ select c.relkind::text as kind, coalesce(obj_description(c.oid, 'pg_class'), '')
 from pg_class c where c.oid = to_regclass($1)"""
 
 
-def comment_of(since_us: int) -> str:
+def comment_of(since_us: int, measurement: str) -> str:
     """Return the comment of a column that takes readings from this time on (Unix microseconds)."""
-    return f"{SINCE}{rfc3339_or_us(since_us)}"
+    return f"{SINCE}{rfc3339_or_us(since_us)}" + (
+        f" of the measurement {measurement}" if measurement else ""
+    )
 
 
 def _mark_of(readings: TargetTable) -> str:
@@ -140,14 +143,17 @@ def _comment_faults(
     target: ColumnTarget, table: ColumnTable, comments: dict[str, str]
 ) -> list[str]:
     """Return each fault once, with all columns that have it."""
-    wanted = dict(zip(table.columns, map(comment_of, table.since_us), strict=True))
+    wanted = {
+        column: comment_of(since_us, table.measurement)
+        for column, since_us in zip(table.columns, table.since_us, strict=True)
+    }
     columns = defaultdict[str, list[str]](list)
     for column, comment in comments.items():
         found = comment.removeprefix(SINCE)
         if column not in wanted:
             why = (
                 "is not declared any more (tables_file): its readings would be stored a second "
-                f"time if they were posted again; declare it again, since = {found}"
+                f"time if they were posted again; declare it again, since {found}"
             )
         elif found == comment:
             why = (
@@ -157,8 +163,8 @@ def _comment_faults(
         elif comment != wanted[column]:
             why = (
                 f"takes readings since {found}, and is declared since "
-                f"{wanted[column].removeprefix(SINCE)} (tables_file): readings between the two "
-                f"would be stored twice; write since = {found} again"
+                f"{wanted[column].removeprefix(SINCE)} (tables_file): readings would be "
+                f"stored twice if they were posted again; declare it since {found} again"
             )
         else:
             continue
@@ -227,7 +233,7 @@ async def _apply_one(
         if column in missing:
             await connection.execute(
                 f"comment on column {target.name}.{quoted(column)} is "
-                f"{literal(comment_of(since_us))}"
+                f"{literal(comment_of(since_us, table.measurement))}"
             )
     if (seen := await look(connection, target)).difference:
         raise StartError("\n".join([seen.difference, *seen.sql]))
