@@ -465,9 +465,9 @@ async def test_place_that_comes_while_its_copy_is_looked_for_is_no_loss(
         await until(lambda: one.audit._is_auditor)
         look = streams.look_at_stream
 
-        async def meanwhile(connection: BrokerConnection) -> streams.Info:
+        async def meanwhile(connection: BrokerConnection, *names: str) -> streams.Info:
             one.audit._on_given(7)
-            return await look(connection)
+            return await look(connection, *names)
 
         monkeypatch.setattr(streams, "look_at_stream", meanwhile)
         one.audit._open = {7: set()}
