@@ -165,7 +165,8 @@ def is_open(access: str, *, private: bool, tokens: int, address: str, run: str) 
     if access == AUTO and not private and not tokens:
         raise StartError(
             f"{address} is open to the network, or a trusted proxy is in front of it, and nobody "
-            f"has a token. Make one, which devices send with each post: `{run} token new NAME`. Or "
-            "let everybody post: --access open (INGEST_ACCESS=open)"
+            f"has a token. Make one, which devices send with each post: `{run} token new NAME` "
+            "(with the --state-dir of the service, if it has one). Or let everybody post: "
+            "--access open (INGEST_ACCESS=open)"
         )
     return access == OPEN or (access == AUTO and private and not tokens)

@@ -275,16 +275,18 @@ def greeting_lines(
     )
     host = _from_network(listen)
     origin = f"{scheme}://{host or listen}"
+    # A command finds the default folder itself.
+    flag = f" --state-dir {shlex.quote(str(folder))}" if settings.state_dir else ""
     if host and needs_token:
-        yield f"devices:       {origin}/v1/readings, each with a token (`{run} token new NAME`)"
+        yield (
+            f"devices:       {origin}/v1/readings, each with a token (`{run} token new{flag} NAME`)"
+        )
     for path in sources:
         yield f"source:        {origin}{path}"
     once = "  (the first browser that opens it may act)" if "/login/" in page else ""
     yield f"dashboard:     {page}{once}"
     yield f"metrics:       http://{admin_listen}/metrics  (state: /readyz)"
     if not settings.database_url:
-        # A command finds the default folder itself.
-        flag = f" --state-dir {shlex.quote(str(folder))}" if settings.state_dir else ""
         if make_tables(settings):
             target = target._replace(table=ALL_READINGS)
         look = f"{run} psql{flag} -c {shlex.quote(f'table {target.name}')}"

@@ -106,7 +106,7 @@ def parse(line: bytes, *, check_sum: bool) -> dict[str, Any]:
     """Return a line's JSON object, its version checked. Raises BadLine."""
     body = unseal(line) if check_sum else line
     if body is None:
-        raise BadLine("the checksum does not match: the line was altered or cut")
+        raise BadLine("the checksum does not match: the line was cut, or altered (use --edited)")
     try:
         fields = orjson.loads(body)
     except ValueError as error:

@@ -271,7 +271,13 @@ def _mapped(letter: Letter, post: Post) -> Decoded:
     name = letter.source.removeprefix(IN)
     source = post.rules.sources.get(name)
     if source is None:
-        raise Refused("not_found", f"the file of sources has no source {name!r:.80} now")
+        raise Refused(
+            "not_found",
+            f"the file of sources has no source {name!r:.80} now"
+            if post.rules.sources
+            else "no file of sources is given: add --sources-file FILE (INGEST_SOURCES_FILE), "
+            "the one that the service uses",
+        )
     is_json = letter.code in CAME_AS_JSON
     roots = mapped_body.roots_of(letter.context)
     return mapped_body.decode_item(

@@ -108,7 +108,7 @@ class Port:
         ledger: Ledger,
         *,
         flag: str,
-        tokens: str = "for all posts, unless access is open",
+        tokens: str = "needed for all posts, unless access is open",
         connections_max: int,
         header_s_max: float,
         keepalive_s_max: float,

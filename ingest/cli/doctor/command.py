@@ -131,8 +131,8 @@ def _open_files(settings: Settings) -> Check:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = settings.connections_max + SPARE_FILES
     low = (
-        f"the hard limit is {hard:,}, connections_max needs {needed:,}; raise it (ulimit -Hn, "
-        "LimitNOFILE) or lower connections_max"
+        f"the hard limit is {hard:,}, connections_max needs {needed:,}: with fewer devices "
+        "lower connections_max, else raise the limit (ulimit -Hn, LimitNOFILE)"
     )
     is_low = hard != resource.RLIM_INFINITY and hard < needed
     return judged(

@@ -27,13 +27,16 @@ STEP_PARTS = 300  # members of objects, or values, that are read in one step
 FAULTS_MAX = 10  # of a document that are told
 NO_VALUE = "no_value"
 NOTHING_NAMES_IT = (
-    "nothing names a device: `device` of the source leads nowhere, and the token has no device"
+    "nothing names a device: `device` of the source names a place that the post does not have, "
+    "and the token has no device"
 )
 _NUMBER_CHARACTERS_MAX = 400
 _TIME_CHARACTERS_MAX = 200
 HINTS_MAX = 10  # names of a post
 FIELD_CHARACTERS_MAX = 80
-_TIMES = frozenset({"ts", "time", "timestamp", "datetime", "epoch", "Time", "TS", "Timestamp"})
+_TIMES = frozenset(
+    {"ts", "time", "timestamp", "datetime", "date", "epoch", "when", "at", "created_at", "utc"}
+)
 _NO_NUMBERS = frozenset({"", "nan", "inf", "-inf", "null", "none"})  # what a failed sensor sends
 
 _NUMBER = re.compile(
@@ -363,7 +366,11 @@ class Hints:
     def look(self, name: str | int, label: str, value: Any) -> None:
         """Look at a value: `name` is the last part of `label`, or a place in a list."""
         source = self._source
-        if source.time is None and name in _TIMES:
+        if source.time is None and (
+            str(name).lower() in _TIMES
+            # or it is the Unix time of a day from 2020 to 2036, in seconds or milliseconds
+            or (type(value) in (int, float) and (1.6e9 < value < 2.1e9 or 1.6e12 < value < 2.1e12))
+        ):
             hint = "`{0}` looks like a time, and the source has none: time = '{0}'"
         elif type(value) is str and not source.numeric_strings and number_in(value) is not None:
             hint = "`{}` is a number in quotes, not stored: numeric_strings = true"

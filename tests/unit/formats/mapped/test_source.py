@@ -247,12 +247,15 @@ def test_what_may_not_be_meant_is_hinted_at() -> None:
     a_time = "`ts` looks like a time, and the source has none: time = 'ts' (1 x)"
     assert hints(body) == [a_time, in_quotes, a_list]
     assert hints(body, time="ts", numeric_strings=True, lists=True) == []
+    assert [
+        each.split("`")[1]
+        for each in hints(b'{"id":"a","When":1,"s":1764600000,"ms":1.7e12,"n":2147483647,"u":9e99}')
+    ] == ["When", "s", "ms"]
     assert hints(body, only=["ts", "l*"]) == [a_time, a_list]
     assert hints(body, **{"except": ["ts", "a.*"]}) == [a_list]
     failed = b'{"id":"a","a":"NaN","b":" -inf","c":"","d":null,"on":"on","v":1}'
     assert [each[:3] for each in hints(failed)] == ["`a`", "`b`", "`c`", "`d`"]
-    assert hints(failed, numeric_strings=True) == hints(failed)
-    assert hints(failed, only=["v"]) == []
+    assert (hints(failed, numeric_strings=True), hints(failed, only="v")) == (hints(failed), [])
     many = b",".join(b'{"id":"a","v%d":"1","%b":1}' % (at, b"x" * 200) for at in range(500))
     assert len(hints(b"[%b]" % many)) == HINTS_MAX
     assert hints(b'{"id":"a","v":"1","w":1}\n' * 500)[0].endswith(f"({HINTED_MAX} x)")
