@@ -35,7 +35,7 @@ VALUES_MIN = 2.0  # of a row, on average: rows with one value cost more than tho
 FEW = 1_000  # readings that tell little
 BYTES_NARROW, BYTES_COLUMNS = (
     (140, 220),
-    (20, 45),
+    (17, 35),
 )  # of a reading with its key, docs/run/database.md
 PLAIN = "sensors"  # the name of a table of metrics
 DECLARED = ","  # and a name: some metric of this declared table. No column begins so

@@ -62,7 +62,7 @@ def measurement_of(metric: str) -> tuple[str, str, str]:
     if parts is None:
         return "", metric, ""
     field = _FIELD.fullmatch(parts[1])
-    if field is not None:
+    if field is not None and field[2] != VALUE:  # its metric would be the measurement alone
         return field[1], field[2], parts[2] or ""
     return (parts[1], VALUE, parts[2]) if parts[2] else ("", metric, "")
 

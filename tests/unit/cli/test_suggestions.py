@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.cli.commands import main
@@ -198,6 +198,7 @@ METRICS = (
 )
 
 
+@example([(frozenset({"cpu.cpu,cpu", "cpu.value,cpu"}), 1)])
 @given(st.lists(st.tuples(st.frozensets(METRICS, min_size=1), st.integers(1, 9)), max_size=9))
 def test_suggested_file_is_read_as_it_was_meant(
     tmp_path_factory: pytest.TempPathFactory, seen: list[tuple[frozenset[str], int]]
