@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -191,6 +192,7 @@ async def test_command_for_years_says_what_it_did_in_a_few_lines(
     """The first fifty partitions, and how many more; a second run makes nothing."""
     before = len(await partitions(table, "readings"))
     first = date.today() - timedelta(DAYS)
+    await table.execute("insert into readings values (now(), 'd', 'm', 1)")
     words = ("--from", first.isoformat(), "--database-url", shared_url)
     done = await here("housekeeping", "run", *words)
     lines = done.stdout.splitlines()
@@ -198,15 +200,23 @@ async def test_command_for_years_says_what_it_did_in_a_few_lines(
     assert (len(lines), lines[50].endswith("more done; --json has all")) == (51, True)
     assert len(await partitions(table, "readings")) >= before + DAYS - 1
     assert (await here("housekeeping", "run", *words)).stdout.startswith("nothing was due")
+    status = await here("housekeeping", "status", "--json", "--database-url", shared_url)
+    assert json.loads(status.stdout)["oldest"] is not None, "many empty partitions come first"
 
 
 async def test_role_without_the_right_says_what_to_do_until_it_is_done(
-    table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
+    here: Here, table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
 ) -> None:
-    """On /readyz and by `doctor`; then the rows come back by themselves."""
+    """On /readyz, by `doctor` and by `run`; then the rows come back by themselves."""
     await schema.apply(table, role=role)
     today_us = unix_us() // DAY_US * DAY_US
     url = with_user(shared_url, role)
+    command = ("housekeeping", "run", "--from", "2026-01-01", "--database-url", url)
+    done = await here(*command)
+    assert (done.code, "the URL of the table's owner" in done.stdout) == (1, True), done
+    await table.execute(f"grant select on ingest_housekeeping to {role}")
+    done = await here(*command)
+    assert (done.code, done.stdout.count("does not own")) == (1, 4), "once for all, with examples"
     settings = quick(housekeeping=False)
     path = Path2(url, url, tmp_path, settings)
     housekeeping = Housekeeping(settings, lambda: url)
