@@ -44,8 +44,8 @@ def speed(lines: Sequence[Line]) -> str:
     head = ("`ack=durable`", "readings/s stored", *SHOWN[1:-1], *OTHERS)
     how = (
         f"Measured on {machine_of(line)}: {when(line)}; medians. Driver, service and databases "
-        "share this machine; all connections post as fast as they get answers. Rates end when all is "
-        "in the table; in the last row, and for InfluxDB, at the last answer."
+        "share this machine; all connections post as fast as they get answers. Rates end when all "
+        "is in the table; in the last row, and for InfluxDB, at the last answer."
     )
     wrapped = textwrap.wrap(how, 120, break_long_words=False, break_on_hyphens=False)
     return "\n".join([*table(head, rows), "", *wrapped, ""])

@@ -32,6 +32,7 @@ from ingest.system.files import (
     filesystem_of,
     is_remote,
     is_volatile,
+    open_regular,
     replace_private,
     sync_folder,
 )
@@ -41,6 +42,7 @@ from ingest.writer.refused_rows import set_aside_rest
 
 # A new file is begun at this size, or at a quarter of the journal: whole files are removed.
 SEGMENT_BYTES = 64 * MIB
+Column = tuple[str, str, str, int]  # table, its measurement, column, since (Unix microseconds)
 UNLESS = "--buffer memory, or say that it does not matter: --journal-unsafe true"
 
 
@@ -76,7 +78,7 @@ def open_buffer(
         parts = folder.durable_parts(embedded=not settings.database_url)
         check_promise(parts, unsafe=settings.journal_unsafe, unless=UNLESS)
         works = buffer.open()
-        _check_homes(folder.journal, settings)
+        _check_homes(folder, settings)
         return works
     if left := segment_files(folder.journal):
         get_logger("journal").warning("journal_left_behind", files=len(left), why="buffer=memory")
@@ -87,38 +89,57 @@ def open_buffer(
     return buffer.open()
 
 
-def _check_homes(journal: Path, settings: Settings) -> None:
-    """Check that no reading in the journal would have another home if it were posted again.
+def changed_columns(folder: StateFolder, settings: Settings) -> set[Column]:
+    """Return which columns the declared tables have and the journal's note has not, and reverse.
 
-    The journal has a note of the columns that its readings were taken with. Where they differ from
-    those of now, no reading may be as late as the first `since`. Raises StartError.
+    The note has the columns that the readings in the journal were taken with. Without it, or if it
+    is damaged: none. Raises OSError.
     """
-    note, taken_with = journal / "columns.json", list[tuple[str, str, int]]()
-    columns = [
-        (table.name, column, since_us)
+    taken_with = list[Column]()
+    with (
+        suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError),
+        open_regular(folder.journal_columns) as note,
+    ):
+        taken_with = msgspec.json.decode(note.read(), type=list[Column])
+    return {*_columns(settings)} ^ {*taken_with}
+
+
+def note_columns(folder: StateFolder, settings: Settings) -> None:
+    """Note the columns that the next readings in the journal are taken with. Raises OSError.
+
+    Call it before the first of them is taken, but only when the database has accepted the tables:
+    else readings would wait that must not be written with these tables, nor with others.
+    """
+    if settings.buffer == "journal" and changed_columns(folder, settings):
+        replace_private(folder.journal_columns, msgspec.json.encode(_columns(settings)), sync=True)
+        sync_folder(folder.journal)
+
+
+def _columns(settings: Settings) -> list[Column]:
+    return [
+        (table.name, table.measurement, column, since_us)
         for table in make_tables(settings).all
         for column, since_us in zip(table.columns, table.since_us, strict=True)
     ]
-    try:
-        with suppress(FileNotFoundError, msgspec.DecodeError):
-            taken_with = msgspec.json.decode(note.read_bytes(), type=list[tuple[str, str, int]])
-        if not (differ := {*columns} ^ {*taken_with}):
-            return
-        newest_us = max((each.newest_ts_us for each in scans(journal)), default=-(1 << 63))
-        table, column, since_us = min(differ, key=itemgetter(2))
-        if newest_us < since_us:
-            replace_private(note, msgspec.json.encode(columns), sync=True)
-            sync_folder(journal)
-            return
-    except OSError as error:
-        raise StartError(f"cannot use {note}: {error.strerror}") from error
-    raise StartError(
-        f"the journal ({journal}) still has readings, the newest of {rfc3339_or_us(newest_us)}. "
-        "They were taken when tables_file declared other tables than now. What differs: column "
-        f"{column!r} of table {table!r}, since {rfc3339_or_us(since_us)}. A device that posts "
-        "these readings again would store them twice. Start once more with the tables_file of "
-        "before, until all is written. Or declare a `since` that is later than these readings"
-    )
+
+
+def _check_homes(folder: StateFolder, settings: Settings) -> None:
+    """Check that no reading in the journal would have another home if it were posted again.
+
+    Where the columns differ from those that they were taken with, no reading may be as late as the
+    first `since`. Raises StartError.
+    """
+    first = min(changed_columns(folder, settings), key=itemgetter(3), default=None)
+    newest_us = (each.newest_ts_us for each in scans(folder.journal))
+    if first and (until_us := max(newest_us, default=-(1 << 63))) >= first[3]:
+        raise StartError(
+            f"the journal still has readings, the newest of {rfc3339_or_us(until_us)}. They were "
+            f"taken with other tables ({folder.journal_columns}) than tables_file declares now. "
+            f"What differs: column {first[2]!r} of table {first[0]!r}, since "
+            f"{rfc3339_or_us(first[3])}. A device that posts these readings again would store them "
+            "twice. If the column is new, declare a `since` later than these readings. Else start "
+            "once more as before, and stop when all is written: the last line says held=0"
+        )
 
 
 def check_promise(folders: Sequence[Path], *, unsafe: bool, unless: str) -> None:

@@ -22,7 +22,7 @@ from ingest.sinks.postgres.housekeeping.known_partitions import (
 )
 from ingest.sinks.postgres.housekeeping.making import PartitionsAhead
 from ingest.sinks.postgres.housekeeping.partitions import DAY_US
-from ingest.sinks.postgres.schema import TargetTable, look
+from ingest.sinks.postgres.schema import TargetTable
 from ingest.sinks.postgres.sink import SinkPostgres
 
 LATE_DAYS_MAX = 36_500  # an older reading is a faulty clock: no partition is made for it
@@ -94,10 +94,10 @@ async def declared_fault(url: str, settings: Settings) -> str:
 
     Raises StartError if the database cannot be asked.
     """
-    readings = make_target(settings)
     async with opened(url, timeouts(settings)) as connection:
-        readings = readings._replace(schema=(await look(connection, readings)).target.schema)
-        return await column_tables.fault(connection, readings, make_tables(settings).all)
+        return await column_tables.fault(
+            connection, make_target(settings), make_tables(settings).all
+        )
 
 
 def partitions_ahead(settings: Settings, *, from_us: int | None = None) -> PartitionsAhead:

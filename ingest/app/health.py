@@ -349,10 +349,10 @@ def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]
 
 
 class FirstContact:
-    """Calls `taking` when posts are taken before the table has been checked, if they `may_take`.
+    """Calls `taking` when posts are taken before the tables have been checked, if they `may_take`.
 
-    It notes in the state folder which database was found right last. `is_embedded`: it is the one
-    of this state folder, whatever its URL is now.
+    The state folder keeps for which database readings wait: no start may take another one for it.
+    `is_embedded`: it is the one of this state folder, whatever its URL is now.
     """
 
     def __init__(
@@ -370,7 +370,7 @@ class FirstContact:
         self._is_embedded = is_embedded
         self._target = target
         self._known = False
-        self._remembered = ""
+        self._remembered = self._unseen = ""
         self._occasionally = Occasionally(LOG_S)
         self._log = get_logger("service")
 
@@ -383,8 +383,9 @@ class FirstContact:
     def begin(self, url: str) -> None:
         """The first connection to this database is about to be made."""
         self._remembered, name = self._folder.remembered_database(), self._name(url)
+        self._unseen = f"{name} (not reached yet)"
         self._known = self._may_take and self._remembered == name
-        if self._remembered not in ("", name):
+        if self._remembered not in ("", name, self._unseen):
             self._log.warning("database_changed", was=self._remembered, now=name)
         if self._known:
             self._taking()
@@ -393,6 +394,7 @@ class FirstContact:
         """No server can be used now, and the table has not been checked yet."""
         if not self._may_take or self._known:
             return
+        self._remember(self._unseen)
         self._taking()
         if self._occasionally.due("never seen") is not None:
             self._log.warning(
@@ -403,7 +405,9 @@ class FirstContact:
 
     def checked(self, url: str) -> None:
         """The table of this database is right. Blocks for two fsyncs if that is new."""
-        name = self._name(url)
+        self._remember(self._name(url))
+
+    def _remember(self, name: str) -> None:
         if name == self._remembered:
             return
         try:

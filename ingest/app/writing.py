@@ -119,8 +119,7 @@ class WritingHalf:
         may_apply = self._settings.schema_apply
         while not (stopping.is_set() or self.checked):
             try:
-                await self.sinks[0].open()
-                await self._make_column_tables(url())
+                await self._open_tables(url())
             except WriteFailed as failure:
                 if stopping.is_set():
                     return False  # the stop aborted it
@@ -129,8 +128,9 @@ class WritingHalf:
                     if may_apply:  # the server could not be reached
                         await self._try_later()
                     continue
-                first = not (self.first_try.is_set() or posts_taken())
-                if failure.reason in (NOT_DURABLE, TABLES) and first:
+                if failure.reason in (NOT_DURABLE, TABLES) and not (
+                    self.first_try.is_set() or posts_taken()
+                ):
                     self.refusal = failure.message
                     break
                 self.database_state.failed(failure)
@@ -173,7 +173,16 @@ class WritingHalf:
             ahead=partitions_ahead(settings),
         )
 
-    async def _make_column_tables(self, url: str) -> None:
+    async def _open_tables(self, url: str) -> None:
+        try:
+            await self.sinks[0].open()
+        except WriteFailed as failure:
+            if failure.reason in (SCHEMA, NOT_DURABLE):  # the writers may go on after these
+                await self._make_column_tables(url, may_make=False)
+            raise
+        await self._make_column_tables(url, may_make=self._settings.schema_apply)
+
+    async def _make_column_tables(self, url: str, *, may_make: bool) -> None:
         settings = self._settings
         tables = make_tables(settings).all
         try:
@@ -182,7 +191,7 @@ class WritingHalf:
                 self.known.target,
                 tables,
                 timeouts(settings),
-                may_make=settings.schema_apply,
+                may_make=may_make,
                 span=settings.partition_span,
                 ahead=partitions_ahead(settings),
             )

@@ -71,6 +71,7 @@ class StateFolder:
         self.path = path
         self.dead_letters = path / "dead-letters"
         self.journal = path / "journal"
+        self.journal_columns = self.journal / "columns.json"  # see app/buffer.py
         self.postgres = path / "postgres"  # the embedded database
         self.broker = path / "broker"  # the embedded broker
         self.broker_left = self.broker / "left"  # the note of what it holds

@@ -1,6 +1,6 @@
 """Rules that must hold for all bytes; test_fuzz.py gives them random ones, and valid ones altered.
 
-Those of the formats are laws in tests/unit/formats, and `./run fuzz`.
+Those of the formats are in tests/unit/formats (test_any_*.py), and `./run fuzz`.
 """
 
 from __future__ import annotations

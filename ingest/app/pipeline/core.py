@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ingest.access import tokens
 from ingest.app import housekeeping
-from ingest.app.buffer import keep_rest, make_buffer, open_buffer
+from ingest.app.buffer import changed_columns, keep_rest, make_buffer, note_columns, open_buffer
 from ingest.app.database import make_target
 from ingest.app.health import FirstContact, Health
 from ingest.app.post_rules import folder_letters, open_tokens
@@ -108,7 +108,9 @@ class Core:
         self.first_contact = FirstContact(
             self.health.taking_unchecked,
             self._folder,
-            may_take=settings.buffer == "journal" and bool(settings.database_url),
+            may_take=settings.buffer == "journal"
+            and bool(settings.database_url)
+            and not changed_columns(self._folder, settings),
             is_embedded=not settings.database_url,
             target=self.target,
         )
@@ -178,6 +180,7 @@ class Core:
             on_away=self.first_contact.away,
             on_checked=checked,
         ):
+            note_columns(self._folder, self._settings)
             self.health.started()
             self.writing.start(
                 letters, self.tasks, self.dead_letters.backend.replay_source, self.buffer

@@ -1,8 +1,9 @@
 """Declared tables in the database: they are made, get columns, and a view shows all readings.
 
-The comment of each column says since when it takes readings. Where it says something else than the
-declaration, or a column or a table is not declared any more, readings that are posted again would
-be stored twice, in two places. So `fault` must be asked before a process writes.
+The comment of each column says since when it takes readings, and of which measurement. Where it
+says something else than the declaration, or a column or a table is not declared any more, readings
+that are posted again would be stored twice, in two places. So `fault` must be asked before a
+process writes.
 Promises: what exists is not changed, except that a table gets columns that it does not have. Who
 declares no table has no view. Errors of the driver pass through.
 """
@@ -63,9 +64,11 @@ select c.relkind::text as kind, coalesce(obj_description(c.oid, 'pg_class'), '')
 from pg_class c where c.oid = to_regclass($1)"""
 
 
-def comment_of(since_us: int) -> str:
+def comment_of(since_us: int, measurement: str) -> str:
     """Return the comment of a column that takes readings from this time on (Unix microseconds)."""
-    return f"{SINCE}{rfc3339_or_us(since_us)}"
+    return f"{SINCE}{rfc3339_or_us(since_us)}" + (
+        f" of the measurement {measurement}" if measurement else ""
+    )
 
 
 def _mark_of(readings: TargetTable) -> str:
@@ -82,8 +85,10 @@ async def fault(
 ) -> str:
     """Return why nothing may be written with these declarations, or an empty string.
 
-    `readings` is the table with its schema.
+    Without a schema `readings` is found by the search_path.
     """
+    seen = await look(connection, readings)
+    readings = readings._replace(schema=seen.target.schema)
     faults, new = list[str](), list[ColumnTable]()
     declared = {table.name for table in tables}
     for table in tables:
@@ -99,7 +104,7 @@ async def fault(
         if missing:
             columns, since_us = zip(*missing, strict=True)
             new.append(table._replace(columns=columns, since_us=since_us))
-    if new:
+    if new and seen.oid:
         faults += await _stored_before(connection, readings, new)
     view = view_name(readings).name
     read = {name for (name,) in await connection.fetch(_READ_BY, view, _mark_of(readings))}
@@ -119,8 +124,6 @@ async def _stored_before(
 
     Only the newest readings are looked at. The newest of all that speak against it is told.
     """
-    if not await connection.fetchval("select to_regclass($1) is not null", readings.name):
-        return []
     least_us = min(since_us for table in new for since_us in table.since_us)
     homes = Tables(new)
     for row in await connection.fetch(_NEWEST.format(readings=readings.source), least_us):
@@ -140,14 +143,17 @@ def _comment_faults(
     target: ColumnTarget, table: ColumnTable, comments: dict[str, str]
 ) -> list[str]:
     """Return each fault once, with all columns that have it."""
-    wanted = dict(zip(table.columns, map(comment_of, table.since_us), strict=True))
+    wanted = {
+        column: comment_of(since_us, table.measurement)
+        for column, since_us in zip(table.columns, table.since_us, strict=True)
+    }
     columns = defaultdict[str, list[str]](list)
     for column, comment in comments.items():
         found = comment.removeprefix(SINCE)
         if column not in wanted:
             why = (
                 "is not declared any more (tables_file): its readings would be stored a second "
-                f"time if they were posted again; declare it again, since = {found}"
+                f"time if they were posted again; declare it again, since {found}"
             )
         elif found == comment:
             why = (
@@ -157,8 +163,8 @@ def _comment_faults(
         elif comment != wanted[column]:
             why = (
                 f"takes readings since {found}, and is declared since "
-                f"{wanted[column].removeprefix(SINCE)} (tables_file): readings between the two "
-                f"would be stored twice; write since = {found} again"
+                f"{wanted[column].removeprefix(SINCE)} (tables_file): readings would be "
+                f"stored twice if they were posted again; declare it since {found} again"
             )
         else:
             continue
@@ -227,7 +233,7 @@ async def _apply_one(
         if column in missing:
             await connection.execute(
                 f"comment on column {target.name}.{quoted(column)} is "
-                f"{literal(comment_of(since_us))}"
+                f"{literal(comment_of(since_us, table.measurement))}"
             )
     if (seen := await look(connection, target)).difference:
         raise StartError("\n".join([seen.difference, *seen.sql]))

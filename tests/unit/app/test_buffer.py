@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from ingest.app.buffer import make_buffer, open_buffer
+from ingest.app.buffer import changed_columns, make_buffer, note_columns, open_buffer
 from ingest.app.space import Backlog, Waiting
 from ingest.config.settings import Settings
 from ingest.model.block import SHARED_ROWS_MAX
@@ -50,10 +51,10 @@ async def test_readings_that_wait_in_the_journal_keep_their_home(tmp_path: Path)
     """Tables may change while the journal is empty, or from a time on that all of it is before."""
     folder, file, hour_us = StateFolder.open(tmp_path), tmp_path / "tables.toml", 3_600_000_000
 
-    async def opened(*sinces_us: int, post: bool = False) -> None:
+    async def opened(*sinces_us: int, post: bool = False, of: str = "metrics") -> None:
         file.write_text(
             "".join(
-                f'[[table]]\nname="t"\nmetrics=["m{number}"]\nsince={rfc3339(since_us)}\n'
+                f'[[table]]\nname="t"\n{of}=["m{number}"]\nsince={rfc3339(since_us)}\n'
                 for number, since_us in enumerate(sinces_us)
             )
         )
@@ -61,6 +62,8 @@ async def test_readings_that_wait_in_the_journal_keep_their_home(tmp_path: Path)
         buffer = make_buffer(settings, folder, Ledger())
         try:
             open_buffer(buffer, settings, folder, lambda _: None)
+            note_columns(folder, settings)
+            assert not changed_columns(folder, settings)
             if post:
                 assert buffer.take_in(make_block(1))
                 await buffer.keep_rest()
@@ -76,10 +79,16 @@ async def test_readings_that_wait_in_the_journal_keep_their_home(tmp_path: Path)
     await opened(past)
     for sinces_us in ((), (past, past), (past - 1, later), (later,)):
         with pytest.raises(
-            StartError, match=r"the journal \(.* still has readings, .*'m\d' of table 't'"
+            StartError, match=r"the journal still has readings, .*'m\d' of table 't'"
         ):
             await opened(*sinces_us)
+    with pytest.raises(StartError, match="column 'm0' of table 't'"):
+        await opened(past, later, of='measurement="w"\nfields')
     await opened(past, later)
+    for damaged in (b"", b'[["t","","m', b'[["\xff","","m",0]]', b"{}"):
+        folder.journal_columns.write_bytes(damaged)
+        with pytest.raises(StartError, match=re.escape(str(folder.journal_columns))):
+            await opened(past)
 
 
 LOCKED = WriteFailed(Verdict.RETRY, "no lock", sqlstate="55P03")

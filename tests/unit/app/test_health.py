@@ -375,6 +375,9 @@ def test_changed_database_is_told_with_both_names(tmp_path: Path) -> None:
             contact.begin(url)
         found = [(each["was"], each["now"]) for each in lines if "changed" in each["event"]]
         assert found == ([told] if told else [])
+        contact.away("no answer")
+        if told:
+            assert folder.remembered_database() == f"{told[1]} (not reached yet)"
         contact.checked(url)
 
 

@@ -21,7 +21,7 @@ from tests.support.journals import block_of
 from tests.support.posts import decoded, readings_of
 from tests.support.rows import readings
 from tests.support.webhook import message_of
-from tests.unit.formats.json.test_laws import NAMES, TIMES_US
+from tests.unit.formats.json.test_any_body import NAMES, TIMES_US
 
 WIDE = PostLimits(10_000, 1024**2)
 READINGS = st.builds(

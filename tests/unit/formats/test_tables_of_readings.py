@@ -1,4 +1,4 @@
-"""Each reading has the home that its metric and its time tell, however a post was written and read.
+"""Each reading goes to the table that its metric and its time tell, however a post was written.
 
 In all formats, on the fast and on the careful way, in slices of any size.
 """
