@@ -122,7 +122,7 @@ def trouble_of(causes: Mapping[str, Cause], name: str, details: str = "") -> Tro
     return Trouble(name, causes[name].words, details) if name else Trouble()
 
 
-_READ_MESSAGE = "Read the message of the server (`said` in `{run} hold show`)."
+_READ_MESSAGE = "Read `said` in `{run} hold show`."
 MAKE_SPACE = (
     "`{run} dlq stats` counts the entries by reason. Fix what they have in common and replay them, "
     "such as `{run} dlq replay --where reason=refused_by_database`. Or discard them, such as "

@@ -74,8 +74,8 @@ async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: P
     ("error", "told"),
     [
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Correct the name"),
-        (SessionNotKept(), "Read the message of the server"),
-        (ssl.SSLCertVerificationError("expired"), "Read the message of the server"),
+        (SessionNotKept(), "Read `said` in `ingest hold show`"),
+        (ssl.SSLCertVerificationError("expired"), "Read `said` in `ingest hold show`"),
         (TimeoutError(), "repair the network"),
     ],
 )
