@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 from ingest.app.database import partitions_ahead
 from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
 from ingest.cli.doctor.checks import partition_checks
-from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
@@ -33,6 +33,7 @@ from ingest.years import late_partitions as late_module
 from ingest.years.annex import late_partitions
 from tests.integration.test_partitions import Path2, daily, make, quick
 from tests.support.commands import Here, with_user
+from tests.support.documents import DOCUMENTS
 from tests.support.letters import read
 from tests.support.partitions import make_partition
 from tests.support.replay_rig import rows, running, until_live
@@ -208,10 +209,13 @@ async def test_role_without_the_right_says_what_to_do_until_it_is_done(
     here: Here, table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
 ) -> None:
     """On /readyz, by `doctor` and by `run`; then the rows come back by themselves."""
-    await schema.apply(table, role=role)
+    page = DOCUMENTS["docs/run/database.md"]
+    apply, run = (each.split() for each in re.findall(r"`\./run ([^`]*OWNER_URL[^`]*)`", page))
+    words = {"OWNER_URL": shared_url, "ingest": role, "2025-01-01": "2026-01-01"}
+    assert (await here(*(words.get(each, each) for each in apply))).code == 0
     today_us = unix_us() // DAY_US * DAY_US
-    url = with_user(shared_url, role)
-    command = ("housekeeping", "run", "--from", "2026-01-01", "--database-url", url)
+    words["OWNER_URL"] = url = with_user(shared_url, role)
+    command = [words.get(each, each) for each in run]
     done = await here(*command)
     assert (done.code, "the URL of the table's owner" in done.stdout) == (1, True), done
     await table.execute(f"grant select on ingest_housekeeping to {role}")
