@@ -77,6 +77,7 @@ CAUSES = {
     ),
 }
 PAUSE_S = 600.0  # between two runs; what is due is due by the hour or by the day
+WAITING_PAUSE_S = 60.0  # the same while a step waits for a person, who may have just confirmed it
 WARNING_S = 3600.0
 STOP_S_MAX = 1.0
 WORDS_MAX = 500  # characters of what a step says
@@ -188,9 +189,9 @@ class Housekeeping:
         failures = 0
         pause_s = 0.0
         while not await sleep_unless(stopping, pause_s):
-            pause_s = PAUSE_S
             # What a stop cuts off goes on in the next run, as after a kill.
             reports = await unless(stopping, self._all(stopping), grace_s=STOP_S_MAX)
+            pause_s = min(PAUSE_S, WAITING_PAUSE_S) if self.waiting else PAUSE_S
             if reports is not None and all(reports):
                 failures = 0
                 if any(each is not None and each.has_more for each in reports):  # has ended early

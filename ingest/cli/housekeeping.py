@@ -18,12 +18,13 @@ from ingest.cli.context import owners_database
 from ingest.cli.parser import JSON, Command, Ending, flag
 from ingest.config.loading import Loaded
 from ingest.sinks.postgres.housekeeping import runs
-from ingest.sinks.postgres.housekeeping.partitions import DAY_US, END_US
+from ingest.sinks.postgres.housekeeping.partitions import BEGINNING_US, DAY_US, END_US
 from ingest.sinks.postgres.housekeeping.runs import Did, Step
 from ingest.system.clock import rfc3339_or_us
 from ingest.system.words import counted
 
 PLAN_SHOWN_MAX = 50
+SAME_SHOWN_MAX = 3  # steps that failed for the same reason
 DONE = "done"
 CONFIRM = "if what waits is right: `ingest housekeeping run --yes`, with the same settings"
 
@@ -53,7 +54,7 @@ async def _status(args: argparse.Namespace, loaded: Loaded) -> Ending:
 async def _run(args: argparse.Namespace, loaded: Loaded) -> Ending:
     reports, fault = await _reports(args, loaded)
     all_did = [did for report in reports for did in report.did]
-    refused = next((each.schema.needs for each in reports if each.schema.refuses), fault)
+    refused = next(filter(None, map(_refused, reports)), fault)
     document = {
         "did": [
             {**step, "error": did.error, "left": did.left}
@@ -81,6 +82,17 @@ async def _reports(args: argparse.Namespace, loaded: Loaded) -> tuple[list[runs.
             tables.found(reports[-1].view)
         fault = await declared_fault(url, settings)
     return reports, fault
+
+
+def _refused(report: runs.Report) -> str:
+    """Return why a run can do nothing for this table, or an empty string."""
+    view, schema = report.view, report.schema
+    if schema.refuses or view.registry or report.did or view.kind != "partitioned":
+        return schema.needs if schema.refuses else ""
+    return (
+        f"{view.cannot_make or _kind_words(report)}. Give the URL of the table's owner: "
+        "--housekeeping-url-file FILE"
+    )
 
 
 def _text(words: Callable[[runs.Report], str], reports: Sequence[runs.Report], fault: str) -> str:
@@ -126,19 +138,19 @@ def _confirm(report: runs.Report) -> list[str]:
 
 def run_text(report: runs.Report) -> str:
     """Return what was done as lines for a person."""
-    if report.schema.refuses:
-        return f"nothing was done: {report.schema.needs}"
+    if refused := _refused(report):
+        return f"nothing was done: {refused}"
     if report.other_run:
-        return "another housekeeping run is under way; nothing was done"
+        return "nothing was done: another run is under way; try again when it has ended"
     if not report.did:
         return f"nothing was due: {_kind_words(report)}"
-    lines, done = list[str](), 0
-    for each in report.did:
-        done += _became(each) == DONE
-        if _became(each) != DONE or done <= PLAN_SHOWN_MAX:
-            lines.append(f"{each.step.kind} {each.step.partition}: {_became(each)}")
-    if (more := done - PLAN_SHOWN_MAX) > 0:
-        lines.append(f"and {more} more {DONE}; --json has all")
+    lines = list[str]()
+    for became, did in groupby(report.did, _became):
+        steps = [each.step for each in did]
+        shown_max = SAME_SHOWN_MAX if became.startswith("failed") else PLAN_SHOWN_MAX
+        lines += [f"{each.kind} {each.partition}: {became}" for each in steps[:shown_max]]
+        if (more := len(steps) - shown_max) > 0:
+            lines.append(f"and {more} more {became}; --json has all")
     return "\n".join([*lines, *_confirm(report)])
 
 
@@ -158,15 +170,17 @@ def _kind_words(report: runs.Report) -> str:
         "other": f"{view.table} is not partitioned by the range of its time",
         "partitioned": f"{view.table} has partitions until {_until(report)}"
         if view.ours
-        else view.not_ours or f"this role may not see who made the partitions of {view.table}",
+        else view.not_ours
+        or f"the role {view.role} may not read who made the partitions of {view.table}",
     }[view.kind]
 
 
-def _moment(ts_us: int) -> str | int:
-    return rfc3339_or_us(ts_us - ts_us % 1_000_000)
+def _moment(ts_us: int) -> str | int | None:
+    """Return a time as text; None for a bound that is open."""
+    return rfc3339_or_us(ts_us - ts_us % 1_000_000) if BEGINNING_US < ts_us < END_US else None
 
 
-def _until(report: runs.Report) -> str | int:
+def _until(report: runs.Report) -> str | int | None:
     until_us = report.view.covered_to_us
     return "for ever" if until_us == END_US else _moment(until_us)
 

@@ -122,7 +122,7 @@ def trouble_of(causes: Mapping[str, Cause], name: str, details: str = "") -> Tro
     return Trouble(name, causes[name].words, details) if name else Trouble()
 
 
-_READ_MESSAGE = "`{run} hold show` prints the message of the server."
+_READ_MESSAGE = "Read `said` in `{run} hold show`."
 MAKE_SPACE = (
     "`{run} dlq stats` counts the entries by reason. Fix what they have in common and replay them, "
     "such as `{run} dlq replay --where reason=refused_by_database`. Or discard them, such as "
@@ -168,7 +168,7 @@ CAUSES: dict[str, Cause] = {
     ),
     SCHEMA: Cause(
         "the table is not as the service needs it",
-        "`{run} schema show` prints the difference. Undo that change.",
+        "`{run} schema show` prints the SQL that ends the differences. The owner runs it.",
         "ingestonhold",
     ),
     TABLES: Cause(

@@ -105,6 +105,7 @@ class StreamWriter(Role):
             database_state=database_state,
             url_fault=self._reread.fault,
             disk=None,
+            untaken="nothing is written until the table has been checked",
             dead_letters=self.dead_letters.stats,
             parts=(
                 self.broker_state.trouble,

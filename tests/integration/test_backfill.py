@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -12,7 +14,6 @@ import pytest
 from ingest.app.database import partitions_ahead
 from ingest.app.housekeeping import PARTITION_MISSING, Housekeeping
 from ingest.cli.doctor.checks import partition_checks
-from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.making import (
     GROUP_MAX,
@@ -32,6 +33,7 @@ from ingest.years import late_partitions as late_module
 from ingest.years.annex import late_partitions
 from tests.integration.test_partitions import Path2, daily, make, quick
 from tests.support.commands import Here, with_user
+from tests.support.documents import DOCUMENTS
 from tests.support.letters import read
 from tests.support.partitions import make_partition
 from tests.support.replay_rig import rows, running, until_live
@@ -191,6 +193,7 @@ async def test_command_for_years_says_what_it_did_in_a_few_lines(
     """The first fifty partitions, and how many more; a second run makes nothing."""
     before = len(await partitions(table, "readings"))
     first = date.today() - timedelta(DAYS)
+    await table.execute("insert into readings values (now(), 'd', 'm', 1)")
     words = ("--from", first.isoformat(), "--database-url", shared_url)
     done = await here("housekeeping", "run", *words)
     lines = done.stdout.splitlines()
@@ -198,15 +201,26 @@ async def test_command_for_years_says_what_it_did_in_a_few_lines(
     assert (len(lines), lines[50].endswith("more done; --json has all")) == (51, True)
     assert len(await partitions(table, "readings")) >= before + DAYS - 1
     assert (await here("housekeeping", "run", *words)).stdout.startswith("nothing was due")
+    status = await here("housekeeping", "status", "--json", "--database-url", shared_url)
+    assert json.loads(status.stdout)["oldest"] is not None, "many empty partitions come first"
 
 
 async def test_role_without_the_right_says_what_to_do_until_it_is_done(
-    table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
+    here: Here, table: asyncpg.Connection, shared_url: str, tmp_path: Path, role: str
 ) -> None:
-    """On /readyz and by `doctor`; then the rows come back by themselves."""
-    await schema.apply(table, role=role)
+    """On /readyz, by `doctor` and by `run`; then the rows come back by themselves."""
+    page = DOCUMENTS["docs/run/database.md"]
+    apply, run = (each.split() for each in re.findall(r"`\./run ([^`]*OWNER_URL[^`]*)`", page))
+    words = {"OWNER_URL": shared_url, "ingest": role, "2025-01-01": "2026-01-01"}
+    assert (await here(*(words.get(each, each) for each in apply))).code == 0
     today_us = unix_us() // DAY_US * DAY_US
-    url = with_user(shared_url, role)
+    words["OWNER_URL"] = url = with_user(shared_url, role)
+    command = [words.get(each, each) for each in run]
+    done = await here(*command)
+    assert (done.code, "the URL of the table's owner" in done.stdout) == (1, True), done
+    await table.execute(f"grant select on ingest_housekeeping to {role}")
+    done = await here(*command)
+    assert (done.code, done.stdout.count("does not own")) == (1, 4), "once for all, with examples"
     settings = quick(housekeeping=False)
     path = Path2(url, url, tmp_path, settings)
     housekeeping = Housekeeping(settings, lambda: url)

@@ -74,8 +74,8 @@ async def test_doctor_names_the_port_in_use_and_its_flag(here: Here, tmp_path: P
     ("error", "told"),
     [
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Correct the name"),
-        (SessionNotKept(), "prints the message of the server"),
-        (ssl.SSLCertVerificationError("expired"), "prints the message of the server"),
+        (SessionNotKept(), "Read `said` in `ingest hold show`"),
+        (ssl.SSLCertVerificationError("expired"), "Read `said` in `ingest hold show`"),
         (TimeoutError(), "repair the network"),
     ],
 )
@@ -132,7 +132,7 @@ async def test_doctor_tells_what_a_role_lacks(
     found = (await checks(with_user(readings_url, role)))["privileges"]
     assert found.state == "FAIL"
     assert "lacks INSERT, SELECT, TEMP on the database" in found.detail
-    assert f"ingest schema apply --role {role}" in found.detail
+    assert f"ingest schema apply --database-url OWNER_URL --role {role}" in found.detail
     assert (await here("schema", "apply", "--role", role, "--database-url", readings_url)).code == 0
     found = (await checks(with_user(readings_url, role)))["privileges"]
     assert found == Check("privileges", "ok", "INSERT, SELECT and TEMP")

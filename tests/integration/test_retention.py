@@ -438,9 +438,11 @@ async def test_with_an_archive_nothing_is_dropped_before_it_was_verified(
 
 
 async def test_service_says_that_it_waits_and_a_yes_of_the_command_ends_it(
-    connection: asyncpg.Connection, shared_url: str, here: Here
+    connection: asyncpg.Connection, shared_url: str, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/readyz has the cause, metrics the number of steps, and `plan` says what would be done."""
+    monkeypatch.setattr("ingest.app.housekeeping.PAUSE_S", 600.0)
+    monkeypatch.setattr("ingest.app.housekeeping.WAITING_PAUSE_S", 0.05)
     made = await make(connection, 4)
     kept = await registry.make(connection, "readings")
     await registry.put(connection, kept, {"table/readings": {"span": DAY}})

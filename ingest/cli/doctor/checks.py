@@ -128,7 +128,7 @@ def _privileges(found: dict[str, Any]) -> Check:
     missing = [name for name, granted in named.items() if not granted]
     lacks = (
         f"role {found['role']} lacks {', '.join(missing)}; let the table's owner run "
-        f"`ingest schema apply --role {found['role']}`"
+        f"`ingest schema apply --database-url OWNER_URL --role {found['role']}`"
     )
     return judged("privileges", "INSERT, SELECT and TEMP", (missing, FAIL, lacks))
 

@@ -184,7 +184,12 @@ class Overview(Judged):
         if not running:
             why = "no writer runs; the stream keeps readings"
             return Trouble(INSTANCE_AWAY, why, state="accepting")
-        paused = [each for each in running if each.serving.state == "on_hold"]
+        # One that starts on hold is `starting`.
+        paused = [
+            each
+            for each in running
+            if (gauges := each.serving.ledger.gauges) and gauges.hold_reason() is not None
+        ]
         said = (_said(each) for each in (*paused, *running))
         first = next((each for each in said if each.cause not in {"", "starting"}), Trouble())
         return first._replace(state="on_hold" if paused else "accepting")
@@ -237,7 +242,7 @@ def _described(instance: Instance) -> dict[str, Any]:
         "role": status.role,
         "runs": instance.runs,
         "state": status.state,
-        "refusing": status.state in UNREADY,
+        "refusing": status.role == GATEWAY and status.state in UNREADY,
         "cause": cause,
         "reason": reason,
         "version": status.version,

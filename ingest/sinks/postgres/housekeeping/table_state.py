@@ -52,6 +52,11 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 left join pg_partitioned_table p on p.partrelid = c.oid
 where c.oid = to_regclass($1)"""
 
+# Only these can have readings: partitions without a page, and there may be hundreds, have none.
+_WITH_PAGES = """
+select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid
+where i.inhparent = $1 and (c.relkind <> 'r' or pg_relation_size(c.oid) > 0)"""
+
 
 class View(NamedTuple):
     """The table as it was at `now_us` of the database's clock.
@@ -130,8 +135,9 @@ async def oldest_us(connection: Connection, view: View) -> int | None:
     if not view.time_index:
         return None
     column = quoted(view.target.ts)
-    wheres = [_where(column, each) for each in view.partitions[:OLDEST_LOOKED_AT]]
-    for where in wheres if view.kind == PARTITIONED else [""]:
+    with_pages = {name for (name,) in await connection.fetch(_WITH_PAGES, view.oid)}
+    wheres = [_where(column, each) for each in view.partitions if each.name in with_pages]
+    for where in wheres[:OLDEST_LOOKED_AT] if view.kind == PARTITIONED else [""]:
         found: int | None = await connection.fetchval(
             f"select (extract(epoch from min({column})) * 1000000)::int8 from {view.table} {where}"  # noqa: S608
         )

@@ -19,6 +19,7 @@ from tests.support.statuses import FakeProcess
 GIB = 1024**3
 GATEWAYS, WRITERS = ("gateway-1", "gateway-2"), ("writer-1", "writer-2")
 ALL = (*GATEWAYS, *WRITERS)
+PAUSED = "writes are paused"
 
 
 class Rig:
@@ -45,6 +46,7 @@ class Rig:
     def set(self, name: str, state: str, cause: str = "", reason: str = "") -> None:
         """Let a process report a state."""
         self.processes[name].ready = {"state": state, "cause": cause, "reason": reason}
+        self.processes[name].hold_reason = cause if PAUSED in reason else None
         self.hear(name)
 
     def readyz(self) -> tuple[int, dict[str, Any]]:
@@ -101,8 +103,14 @@ STORIES: dict[str, Sequence[Step]] = {
             {"writer-1": ("accepting", "unreachable", AWAY)},
         ),
         Step(
-            (200, "on_hold", "schema", "writes are paused: the table"),
-            {"writer-2": ("on_hold", "schema", "writes are paused: the table")},
+            (200, "on_hold", "schema", f"{PAUSED}: the table"),
+            {"writer-2": ("on_hold", "schema", f"{PAUSED}: the table")},
+        ),
+        Step(
+            (200, "on_hold", "tables", f"it starts; {PAUSED}"),
+            {"writer-2": ("starting", "tables", f"it starts; {PAUSED}")},
+            later_s=RESTART_S,
+            heard=ALL,
         ),
         *(
             Step(
@@ -177,6 +185,7 @@ def test_state_and_cause_are_as_the_story_says(rig: Rig, name: str) -> None:
 
 def test_all_well(rig: Rig) -> None:
     """200, no cause, and each process in the list, with the counts of the last minute added."""
+    rig.set("writer-1", "starting")  # no post is refused for it
     for name in GATEWAYS:
         rig.processes[name].ready["refused_60s"] = {"not_json": 2}
     rig.processes["gateway-2"].ready["closed_60s"] = {"header_late": 1}
