@@ -165,7 +165,10 @@ class Actions:
         if CSRF_HEADER in headers:
             self._guard.check_act(headers)
         elif not self._guard.knows({"Authorization": headers.get("Authorization", "")}):
-            raise Refused("unauthorized", "the token is in the state folder's service file")
+            raise Refused(
+                "unauthorized",
+                "the token is INGEST_ADMIN_TOKEN, or in the state folder's service file",
+            )
 
     async def _release(self, request: Request, _query: str, _at_s: float) -> Answer:
         self._check_act(request.headers)

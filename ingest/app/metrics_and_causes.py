@@ -108,7 +108,8 @@ def advice(settings: Settings, url_origin: str) -> dict[str, str]:
     `url_origin` is where database_url was set, as in Loaded.origins.
     """
     words = command_words()
-    return {**words, "fix_url": _fix_url(settings, url_origin, words["restart"])}
+    psql = 'psql "$ADMIN_URL"' if settings.database_url else f"{words['run']} psql"
+    return {**words, "psql": psql, "fix_url": _fix_url(settings, url_origin, words["restart"])}
 
 
 def _fix_url(settings: Settings, origin: str, restart: str) -> str:

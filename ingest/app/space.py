@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 
 from ingest.config.settings import Settings
-from ingest.config.values import shown
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.ledger import DeadLetterStats, Metric, Metrics
 from ingest.model.ports import BufferStats
@@ -28,8 +27,8 @@ CAUSES = {
     WRITES_FAIL: Cause(
         "no write goes through, though the database answers",
         "If the reason names a process of the database: see what it does, then end it, with a role "
-        "that may: `{run} psql -c 'select pg_terminate_backend(PID)'`. If it names none, look at "
-        "the log and the disk of the database. The service continues by itself.",
+        "that may: `{psql} -c 'select pg_terminate_backend(PID)'`. If it names none, look at the "
+        "log and the disk of the database. The service continues by itself.",
         "ingestwritesfail",
         rank=10,
     ),
@@ -117,9 +116,11 @@ class DiskSpace:
         if broken and "No space left" not in broken:
             return trouble_of(CAUSES, JOURNAL_BROKEN, self._fullest)._replace(state=DISK_LOW)
         if broken or self._is_low:
-            least = shown("disk_free_bytes_min", self._free_bytes_min)
-            words = "no space is left" if broken else f"less than {least} of disk are free"
-            return Trouble(DISK_LOW, words, self._fullest, DISK_LOW)
+            needed = f"{self._free_bytes_min * DISK_RECOVERS / 2**20:,.0f} MiB are needed"
+            words = f"{self.free_bytes >> 20:,} MiB of disk are free, {needed}"
+            return Trouble(
+                DISK_LOW, "no space is left" if broken else words, self._fullest, DISK_LOW
+            )
         return Trouble()
 
 
@@ -219,7 +220,7 @@ class Fill:
     readings wait: its files also grow while all is stored in time, until a whole file is removed.
     So its files are not counted as what fills the disk; but while readings wait, the disk may be
     full before the journal is. Dead letters fill only while entries wait: else their files are
-    removed when space is needed.
+    removed when space is needed. A replay writes to them, too, and there become fewer.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class Fill:
         self._journal_bytes = journal_bytes or int
         self._journal, self._dead_letters = (Forecast(span_s_min=OURS_S_MIN) for _ in range(2))
         self._disk = Forecast(span_s_min=DISK_S_MIN)
-        self._dlq_bytes = 0
+        self._dlq_bytes = self._live = 0
         self._left_bytes = 0  # on the disk
 
     def tick(
@@ -252,10 +253,11 @@ class Fill:
         else:
             self._journal.sample(now_s, journal_bytes)
         self._dlq_bytes = letters.size_bytes
-        if letters.live:
+        if letters.live and letters.live >= self._live:
             self._dead_letters.sample(now_s, letters.size_bytes)
         else:
             self._dead_letters.restart()
+        self._live = letters.live
         self.disk_free_bytes = disk_free_bytes
         if disk_free_bytes is not None:
             self._left_bytes = disk_free_bytes - self.disk_free_bytes_min

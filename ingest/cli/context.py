@@ -127,6 +127,11 @@ async def database(settings: Settings, *, may_make: bool = False) -> AsyncIterat
 
     logs.configure("error")
     path = state_dir(settings)
+    if settings.broker_url and not may_make and not (path / "postgres" / "data").exists():
+        raise StartError(
+            "this needs the database of the writers: give --database-url (or INGEST_DATABASE_URL) "
+            "as they have it"
+        )
     refuse_other_database(StateFolder(path), settings)
     if not may_make and not (StateFolder(existing(path)).postgres / "data").exists():
         raise StartError(

@@ -23,7 +23,9 @@ def _show(_args: argparse.Namespace, loaded: Loaded) -> Ending:
         for name, column in lately.get("columns", {"received": ()}).items()
         if name == "received" or name.startswith("dead_")
     )
-    answer["dead_letters_60s"] = f"{min(1, sum(dead) / max(came, 1)):.0%}" if any(dead) else None
+    answer["dead_letters_60s"] = (
+        f"{min(1, sum(dead) / max(came, 1)):.0%}" if sum(dead) * 100 > came else None
+    )
     return Ending(answer, state_text(answer))
 
 

@@ -26,6 +26,7 @@ from ingest.model.ledger import DeadLetterStats
 from ingest.model.reading import DRAINED, EXHAUSTED, Letter
 from ingest.system.clock import monotonic_s, sleep_unless, unix_us
 from ingest.system.logs import get_logger
+from ingest.system.words import counted
 
 INVALID_FULL = "invalid_full"
 SHARE_USED = "sender_share_used"  # of the space for invalid items
@@ -49,7 +50,7 @@ CAUSES = {
 INVALID_PARTS = 2  # one of so many parts of all may be invalid items
 HALF_LIFE_S = 86_400.0
 SENDERS_MAX = 10_000  # those that are remembered; about 200 bytes each
-TOLD_S = 60.0  # after its last refusal
+TOLD_S, TOLD_MAX = 60.0, 100  # so long after its last refusal, and so many of them
 
 
 def trouble(letters: DeadLetterStats) -> Trouble:
@@ -74,13 +75,14 @@ class Room:
         self._bytes_max = bytes_max
         self._auto_replay = auto_replay
         self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()  # of senders: bytes, at
-        self._refused = ("", 0.0)  # sender, at
+        self._refused: dict[str, float] = {}  # of senders: when the last one was
 
     @property
     def share_used_by(self) -> str:
-        """A sender of whom items were refused in the last minute: its share is used; or ""."""
-        sender, at_s = self._refused
-        return sender if monotonic_s() - at_s < TOLD_S else ""
+        """Whose items were refused in the last minute, as their shares are used; or ""."""
+        since_s = monotonic_s() - TOLD_S
+        sender, *others = [each for each, at_s in self._refused.items() if at_s > since_s] or [""]
+        return f"{sender} and {counted(len(others), 'other')}" if others else sender
 
     def is_full_for_invalid(self, taken: int) -> bool:
         """Whether there is no room for invalid items: less than a hundredth of that half."""
@@ -106,8 +108,8 @@ class Room:
         # A sender uses no more than all do now.
         if not sender or min(self._used_by(sender), taken) + size <= limit - taken:
             return None
-        if self.share_used_by in ("", sender):
-            self._refused = (sender, monotonic_s())
+        # The one that was first remains the first.
+        self._refused = {**dict([*self._refused.items()][-TOLD_MAX:]), sender: monotonic_s()}
         return ShareUsed(f"{sender} has used its share of the space for invalid items")
 
     def _limit(

@@ -99,6 +99,7 @@ FIELDS = (
     "run",  # the program, as in `{run} doctor`
     "restart",  # the command that restarts the service
     "log",  # the command that shows its log
+    "psql",  # psql with a role that may end processes of the database
     "fix_url",  # how to correct the database's URL: which setting or file, and whether to restart
 )
 

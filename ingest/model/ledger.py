@@ -174,7 +174,7 @@ class DeadLetterStats(NamedTuple):
     """State of the dead-letter folder: bytes of all files, live readings, age of the oldest.
 
     `invalid_full`: there is no space for invalid items, so each post with one is refused.
-    `share_used_by`: the sender whose posts with one are refused, as in Block.
+    `share_used_by`: a sender whose posts with one are refused, as in Block; "and 2 others".
     """
 
     size_bytes: int = 0

@@ -22,7 +22,7 @@ INSTANCE_AWAY = "instance_away"
 CAUSES = {
     INSTANCE_AWAY: Cause(
         "a process of the service does not report its state",
-        "It is started again by itself. If this lasts: `{log}`.",
+        "`up` starts it again by itself; else start it. If this lasts: `{log}`.",
         "ingestinstancedown",
         rank=30,
     ),

@@ -145,6 +145,7 @@ class StreamWriter(Role):
             dead_letters=self.dead_letters.stats,
             free_bytes=None,
             advice=words,
+            unheard=self.broker_state.trouble,
             forget_s=FORGET_S,
         )
         self.on_status = partial(overview.status, instance)

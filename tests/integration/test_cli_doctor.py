@@ -27,9 +27,17 @@ from tests.support.commands import Here, ingest, with_user
 
 
 async def test_doctor_on_a_fresh_machine_finds_nothing_wrong(open_tmp_path: Path) -> None:
-    """On a fresh machine it starts the embedded database and finds nothing wrong."""
+    """It makes no database, and says so. One that is there is started for the time of the check."""
     state = ("--state-dir", open_tmp_path / "state")
-    done = await ingest("doctor", *state, "--listen", "127.0.0.1:0", "--admin-listen", "[::1]:0")
+    at = (*state, "--listen", "127.0.0.1:0", "--admin-listen", "[::1]:0")
+    for more, told in (((), "warn  database"), (("--broker-url", "nats://h"), "ok    database")):
+        done = await ingest("doctor", *at, *more)
+        assert (done.code, done.stderr) == (0, "")
+        assert (told in done.stdout, "has run on the state" in done.stdout) == (True, not more)
+    assert not (open_tmp_path / "state" / "postgres").exists()
+    assert "of the writers" in (await ingest("schema", "show", *at, *more)).stderr
+    assert (await ingest("schema", "apply", *state)).code == 0
+    done = await ingest("doctor", *at)
     assert done.code == 0, done.stdout
     assert done.stderr == ""
     lines = {line[6:].split("  ")[0]: line[:4].strip() for line in done.stdout.splitlines()}

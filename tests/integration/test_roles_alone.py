@@ -99,7 +99,7 @@ async def role(broker: EmbeddedBroker, name: str, **settings: str) -> AsyncItera
 
 
 async def test_page_of_a_writer_shows_all_that_run_alone(tmp_path: Path, readings_url: str) -> None:
-    """Two gateways and the writer itself; the sums of all; then one gateway ends in order."""
+    """Two gateways and the writer itself; the sums of all; one gateway ends; then the broker."""
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(embedded(tmp_path / "broker"))
         async with joined(broker, "admin") as admin:
@@ -150,11 +150,20 @@ async def test_page_of_a_writer_shows_all_that_run_alone(tmp_path: Path, reading
                 assert await one.committed() == "database_away"
                 assert await _sums(writer) == before
         await locking.close()
+        await broker.stop()
+        await _holds(lambda: _told(writer), [("broker_away", True)] * 2)
 
 
 async def _names(writer: Role) -> list[str]:
     instances = (await writer.event())["ready"]["instances"]
     return [each["role"] for each in instances if each["runs"]]
+
+
+async def _told(writer: Role) -> list[tuple[str, bool]]:
+    """Return the state on the page and on its /readyz, and whether they say the same."""
+    page, own = (await writer.event())["ready"], json.loads(await writer.get("/readyz"))
+    same = all(page[each] == own[each] for each in ("cause", "reason", "next", "runbook"))
+    return [(page["state"], same), (own["state"], same)]
 
 
 async def _sums(writer: Role) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 A finding is `ok`, `warn` (the service runs, but something is not good) or `FAIL` (it will not run,
 or cannot keep its promises). It says what to do. The doctor changes nothing; it only makes a state
-folder that is missing, with its embedded database.
+folder that is missing, without a database.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ LIBRARIES = ("aiohttp", "asyncpg", "msgspec", "orjson", "prometheus-client", "st
 COMPILED = ("aiohttp._http_parser", "aiohttp._http_writer", "uvloop.loop", "msgspec._core")
 READYZ_S_MAX = 3.0
 _COLOURS = {OK: GREEN, WARN: AMBER, FAIL: RED}
+NO_DATABASE = (
+    "none: no service with an embedded database has run on the state folder {}. Give --state-dir "
+    "or --database-url as the service has it; if this will be its first start, all is well"
+)
 
 
 async def _run(_args: argparse.Namespace, loaded: Loaded) -> Ending:
@@ -192,7 +196,7 @@ def _journal(folder: Path, settings: Settings) -> Check:
 
 def _free_space(folder: StateFolder, settings: Settings) -> Check:
     free, where = folder.room()
-    said = f"{free / 2**30:,.1f} GiB free in {where}"
+    said = f"{free / 2**30:,.2f} GiB free in {where}"
     least, wanted, names = settings.disk_free_bytes_min, settings.dlq_bytes_max, "dlq_bytes_max"
     if settings.buffer == "journal":
         wanted += settings.journal_bytes_max
@@ -288,9 +292,18 @@ async def _database(loaded: Loaded, service: ServiceInfo | None) -> list[Check]:
     from ingest.sinks.postgres.connection import DatabaseRefused, as_start_error, connected  # noqa: PLC0415
     from ingest.sinks.postgres.durability import examine  # noqa: PLC0415
 
+    folder = state_dir(settings)
+    if not (settings.database_url or service or any(folder.glob("postgres"))):
+        return [
+            judged(
+                "database",
+                "none here: a gateway needs none; a writer needs database_url",
+                (not settings.broker_url, WARN, NO_DATABASE.format(folder)),
+            )
+        ]
     try:
         async with (
-            database(settings, may_make=True) as url,
+            database(settings) as url,
             connected(url, timeouts(settings)) as opened,
         ):
             with as_start_error(url):

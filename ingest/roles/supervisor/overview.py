@@ -5,7 +5,7 @@ Promises: what a process sends cannot break it; a status that is not readable is
 logged now and then. The state is the worst one of the gateways that run, since 1 of 4 gateways that
 refuses posts refuses a quarter of them. While a process is replaced it keeps its state: posts wait
 in the socket. Writers cannot refuse posts: what keeps them from writing is the cause, and `on_hold`
-the state.
+the state. If no gateway reports and this process knows why (no broker brings it), it says that.
 Does not: know how statuses come, or which processes there should be; or decide for a gateway: each
 has its own health.
 """
@@ -47,7 +47,8 @@ class Overview(Judged):
     """The processes that this one shows, and their common health.
 
     `free_bytes` returns the free space of the state folder, and may raise OSError; None: it has no
-    folder. `advice` are the words of the next steps. `forget_s`: see Instances.
+    folder. `advice` are the words of the next steps. `unheard` returns why no process can be heard
+    now, or nothing. `forget_s`: see Instances.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Overview(Judged):
         dead_letters: Callable[[], DeadLetterStats],
         free_bytes: Callable[[], int] | None,
         advice: Mapping[str, str],
+        unheard: Callable[[], Trouble] = Trouble,
         forget_s: float = math.inf,
     ) -> None:
         super().__init__(advice, UNHEARD)
         self._dead_letters = dead_letters
         self._free_bytes = free_bytes
+        self._unheard = unheard
         self._log = get_logger("admin")
         self._occasionally = Occasionally(60.0)
         self._fill = Fill(settings, has_folder=free_bytes is not None)
@@ -164,6 +167,8 @@ class Overview(Judged):
         """Return the worst state of the gateways that run, and its cause."""
         running = [each for each in self.instances.of(GATEWAY) if each.runs or each.restarts]
         if not running:
+            if (deaf := self._unheard()).cause:
+                return deaf
             unknown = Trouble(INSTANCE_AWAY, "no gateway reports its state", state="starting")
             return unknown if self.instances.of(GATEWAY) else UNHEARD
         worst = max(running, key=_badness)

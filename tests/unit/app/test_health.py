@@ -143,7 +143,7 @@ AWAY = "the database is away; readings are kept"
 PASSWORD = "writes are paused: the database refuses the password or the role"
 UNTAKEN = "posts are not taken until the table has been checked"
 OLD_URL = "database_url_file is empty; the old URL is still used"
-LOW = "less than 1,000 bytes of disk are free"
+LOW = "0 MiB of disk are free, 0 MiB are needed"
 FULL = {"rows": 1000, "posts_waiting": 1, "oldest_received_s": 1.0}
 SLOWED = state("slowed")
 STORIES: dict[str, Sequence[Step]] = {
@@ -314,7 +314,7 @@ def test_state_and_cause_are_as_the_story_says(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("least", "words"),
-    [(200 * 1024**3, "disk_low: less than 200 GiB of disk are free"), (0, "accepting")],
+    [(200 * 1024**3, "disk_low: 0 MiB of disk are free, 256,000 MiB are needed"), (0, "accepting")],
 )
 def test_bound_of_the_disk_is_told_as_people_say_it_and_0_is_none(
     monkeypatch: pytest.MonkeyPatch, least: int, words: str
@@ -460,12 +460,16 @@ def test_time_to_full_is_told_for_what_fills(rig: Rig) -> None:
     rig.tick(400, oldest_received_s=rig.now_s)
     for second in range(150):
         rig.disk.free -= 1_000
-        rig.letters = DeadLetterStats(size_bytes=100 * second, live=1)
+        rig.letters = DeadLetterStats(size_bytes=100 * second, live=50)
         rig.tick(1, oldest_received_s=rig.now_s)
     full_in_s = rig.document["full_in_s"]
     assert full_in_s["journal"] is None
     assert full_in_s["disk"] == pytest.approx(1_850, abs=40)
     assert full_in_s["dead_letters"] == pytest.approx(4_850, abs=200)
+    for second in range(1, 30):  # a replay marks each one that it has stored
+        rig.letters = DeadLetterStats(size_bytes=15_000 + 100 * second, live=50 - second)
+        rig.tick(1, oldest_received_s=rig.now_s)
+    assert rig.document["full_in_s"]["dead_letters"] is None
     rig.disk.free += 200_000  # somebody removes some of what fills it
     rig.letters = rig.letters._replace(live=0)
     rig.tick(5)

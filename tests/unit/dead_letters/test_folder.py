@@ -152,7 +152,7 @@ def test_one_address_leaves_room_for_others_and_its_share_comes_back(
     assert fits * 0.45 < first < fits * 0.55
     assert send("10.0.0.2", 1_000) < first * 0.55
     assert send("10.0.0.3", 5) == 5
-    assert store.totals().share_used_by == "10.0.0.1", "of several, the one that was first"
+    assert store.totals().share_used_by == "10.0.0.1 and 1 other", "the first one first"
     assert send("10.0.0.1", 5) == 0
     now_s[0] = 2 * queue.HALF_LIFE_S
     assert store.totals().share_used_by == ""

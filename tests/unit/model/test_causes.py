@@ -78,6 +78,13 @@ def test_commands_are_those_of_the_runbook() -> None:
     assert composed.count("COMMAND_DOWN") == composed.count("run --rm --no-deps") == 3
 
 
+def test_only_an_administrator_may_end_a_process_of_the_database() -> None:
+    """The role of the embedded database is one."""
+    own, other = (next_step("writes_fail", advice(Settings(database_url=u), "")) for u in ("", "x"))
+    assert "`ingest psql -c 'select pg_terminate_backend" in own
+    assert '`psql "$ADMIN_URL" -c \'select pg_terminate_backend' in other
+
+
 @pytest.mark.parametrize(
     ("settings", "origin", "told"),
     [

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from ingest.config.settings import Settings
-from ingest.model.causes import FIELDS
+from ingest.model.causes import FIELDS, Trouble
 from ingest.model.ledger import DeadLetterStats
 from ingest.roles.status import read_status
 from ingest.roles.supervisor.instances import RESTART_S, SILENT_S
@@ -209,6 +209,17 @@ def test_nothing_has_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["next"]
     rig.hear("writer-1")
     assert rig.readyz()[0] == 503
+
+
+def test_process_that_hears_nobody_says_why(rig: Rig) -> None:
+    """Without a broker no gateway is heard: that is no fault of a gateway."""
+    rig.health._unheard = lambda: Trouble(*REFUSES[1:], state="broker_away")
+    assert rig.readyz()[1]["state"] == "accepting", "a gateway was heard a moment ago"
+    for later_s in (SILENT_S, RESTART_S):
+        rig.now_s += later_s
+        status, document = rig.readyz()
+        found = (document["state"], document["cause"], document["reason"])
+        assert (status, found) == (503, REFUSES)
 
 
 def test_time_until_the_stream_is_full(rig: Rig) -> None:
