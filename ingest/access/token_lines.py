@@ -184,8 +184,7 @@ def entry_line(entry: TokenEntry) -> bytes:
 
 def end_line(entry: TokenEntry, at_us: int) -> bytes:
     """Return the line that ends a token at this time."""
-    line = {"end": entry.digest, "at": rfc3339(at_us), "name": entry.name}
-    return orjson.dumps(line) + b"\n"
+    return orjson.dumps({"end": entry.digest, "at": rfc3339(at_us), "name": entry.name}) + b"\n"
 
 
 def _fields_of(line: bytes) -> dict[str, Any]:

@@ -156,8 +156,7 @@ class Actions:
 
         async def answer(request: Request, _query: str, _at_s: float) -> Answer:
             check(request.headers)
-            document = orjson.dumps({name: tell()})
-            return Answer(200, document, headers=headers)
+            return Answer(200, orjson.dumps({name: tell()}), headers=headers)
 
         return Route(READ, answer)
 

@@ -81,7 +81,8 @@ class Room:
     def share_used_by(self) -> str:
         """Whose items were refused in the last minute, as their shares are used; or ""."""
         since_s = monotonic_s() - TOLD_S
-        sender, *others = [each for each, at_s in self._refused.items() if at_s > since_s] or [""]
+        self._refused = {each: at_s for each, at_s in self._refused.items() if at_s > since_s}
+        sender, *others = self._refused or [""]
         return f"{sender} and {counted(len(others), 'other')}" if others else sender
 
     def is_full_for_invalid(self, taken: int) -> bool:
@@ -108,8 +109,8 @@ class Room:
         # A sender uses no more than all do now.
         if not sender or min(self._used_by(sender), taken) + size <= limit - taken:
             return None
-        # The one that was first remains the first.
-        self._refused = {**dict([*self._refused.items()][-TOLD_MAX:]), sender: monotonic_s()}
+        if sender in self._refused or len(self._refused) < TOLD_MAX:
+            self._refused[sender] = monotonic_s()
         return ShareUsed(f"{sender} has used its share of the space for invalid items")
 
     def _limit(

@@ -138,8 +138,7 @@ def _read_item(
     try:
         pairs = _pairs(original, NAMES_MAX, lambda name, raw: _field(name, raw, post))
         if pairs is None:
-            value = _scalar(original)
-            return read_item(value, original, item, post, told, as_posted=())
+            return read_item(_scalar(original), original, item, post, told, as_posted=())
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         why = f"the item cannot be read: {fault}"[:200] if told else ITEM_CODES[UNREADABLE]
         return None, ItemError(item, None, UNREADABLE, why, original)

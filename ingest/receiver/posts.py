@@ -257,8 +257,7 @@ class Posts:
         async with in_time(post.received_s + form.page.answer_s_max):
             found = await self._finished(form, steps, body, len(body), turns_of)
         del body
-        points = self.seen(request, form, found)
-        return await self.keep(request, form, plan, post, points)
+        return await self.keep(request, form, plan, post, self.seen(request, form, found))
 
     async def keep(
         self,

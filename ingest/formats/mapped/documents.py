@@ -157,8 +157,7 @@ def _line(line: bytes) -> Documents:
     try:
         parsed = parsed_in_full(line)
     except ValueError as fault:
-        unreadable = Unreadable(UNREADABLE, not_json(fault).detail)
-        return Documents([unreadable], line, is_array=False)
+        return Documents([Unreadable(UNREADABLE, not_json(fault).detail)], line, is_array=False)
     is_array = isinstance(parsed, list)
     return _checked(parsed if is_array else [parsed], line, is_array)
 

@@ -109,8 +109,7 @@ class SinkPostgres(CheckedConnection):
             checked_copy = self.tables[rows.form].statements.checked_copy
             return await statements.copy(connection, checked_copy, rows.tuples)
 
-        copied = await self.checked([rows.form], copy, doubt=True, copying=True)
-        return rows.new_of(copied)
+        return rows.new_of(await self.checked([rows.form], copy, doubt=True, copying=True))
 
     async def _write_tables(
         self, batch: Sequence[TableRows], copied: Collection[TableForm | None]

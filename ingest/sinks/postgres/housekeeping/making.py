@@ -169,8 +169,7 @@ async def make_partitions(
         return {}, StartError(view.cannot_make)
     if len(spans) > 1:
         try:
-            names = await _make_group(connection, view, spans)
-            return dict(zip(spans, names, strict=True)), None
+            return dict(zip(spans, await _make_group(connection, view, spans), strict=True)), None
         except (asyncpg.PostgresError, StartError) as error:
             if _fails_for_all(connection, error):
                 return {}, error
