@@ -261,8 +261,7 @@ class Health(Judged):
             start = Trouble("starting", self._untaken, state="starting")
             return [*deciding, self._of_database(), start]
         disk = self._disk.trouble() if self._disk is not None else Trouble()
-        load = self._space.trouble(stats)
-        return [disk, *deciding, self._of_database(), load, self._other]
+        return [disk, *deciding, self._of_database(), self._space.trouble(stats), self._other]
 
     def _note(self, others: Iterable[Trouble]) -> None:
         """Keep the most important one, and log it when it changes."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ingest.config.settings import Settings
+from ingest.config.values import shown
 from ingest.model.causes import Cause, Trouble, trouble_of
 from ingest.model.ledger import DeadLetterStats, Metric, Metrics
 from ingest.model.ports import BufferStats
@@ -116,11 +117,9 @@ class DiskSpace:
         if broken and "No space left" not in broken:
             return trouble_of(CAUSES, JOURNAL_BROKEN, self._fullest)._replace(state=DISK_LOW)
         if broken or self._is_low:
-            needed = f"{self._free_bytes_min * DISK_RECOVERS / 2**20:,.0f} MiB are needed"
-            words = f"{self.free_bytes >> 20:,} MiB of disk are free, {needed}"
-            return Trouble(
-                DISK_LOW, "no space is left" if broken else words, self._fullest, DISK_LOW
-            )
+            needed = shown("disk_free_bytes_min", self._free_bytes_min * DISK_RECOVERS)
+            words = "no space is left" if broken else f"less than {needed} of disk are free"
+            return Trouble(DISK_LOW, words, self._fullest, DISK_LOW)
         return Trouble()
 
 

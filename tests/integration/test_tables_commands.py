@@ -43,7 +43,7 @@ async def test_suggest_prints_a_file_for_what_came_in_the_last_hour(
         "sensors": {"humidity", "temperature"},
     }
     assert "Of 4,000 readings of the last 45 min, 4,000 would be 2,000 rows" in done.stdout
-    assert "need 546.9 KiB to 859.4 KiB now, with the key, and would need 78.1" in done.stdout
+    assert "need 546.9 KiB to 859.4 KiB now, with the key, and would need 66.4" in done.stdout
     found = json.loads((await here(*words, "--json")).stdout)
     assert [(each["readings"], each["rows"]) for each in found["tables"]] == [(2_000, 1_000)] * 2
     for statement in found["sql"]:

@@ -143,7 +143,7 @@ AWAY = "the database is away; readings are kept"
 PASSWORD = "writes are paused: the database refuses the password or the role"
 UNTAKEN = "posts are not taken until the table has been checked"
 OLD_URL = "database_url_file is empty; the old URL is still used"
-LOW = "0 MiB of disk are free, 0 MiB are needed"
+LOW = "less than 1,250 bytes of disk are free"
 FULL = {"rows": 1000, "posts_waiting": 1, "oldest_received_s": 1.0}
 SLOWED = state("slowed")
 STORIES: dict[str, Sequence[Step]] = {
@@ -314,7 +314,7 @@ def test_state_and_cause_are_as_the_story_says(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("least", "words"),
-    [(200 * 1024**3, "disk_low: 0 MiB of disk are free, 256,000 MiB are needed"), (0, "accepting")],
+    [(200 * 1024**3, "disk_low: less than 250 GiB of disk are free"), (0, "accepting")],
 )
 def test_bound_of_the_disk_is_told_as_people_say_it_and_0_is_none(
     monkeypatch: pytest.MonkeyPatch, least: int, words: str
