@@ -116,7 +116,8 @@ export class Devices {
     if (this.several) note = "The devices of the table. When each of them posted last is not tracked with several processes.";
     if (this.tab === "all" && page) {
       if (this.prefix && !this.several) note = `${least}${count(page.matching)} seen that begin with ${this.prefix}.`;
-      if (page.why && !this.current) note += ` Values are not available: ${page.why}.`;
+      if (page.why && [...page.devices, this.pinned].some((each) => each?.last)) note += " Values: as last read from the table.";
+      else if (page.why && !this.current) note += ` Values are not available: ${page.why}.`;
       if (page.more) advise(page.advice);
       byId("page-first").disabled = !this.after;
       byId("page-next").disabled = !page.more;
@@ -131,10 +132,10 @@ export class Devices {
 
   all() {
     const devices = [...(this.page?.devices ?? [])];
-    if (this.current && !this.prefix && !devices.some((each) => each.device_id === this.current)) devices.unshift(this.pinned);
+    if (this.current && !this.prefix && !devices.some((each) => each.device_id === this.current)) devices.unshift(this.page?.why ? { ...this.pinned, seen: null, old: true } : this.pinned);
     if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Find looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
     return table(["Device", "Last reading", "Last seen"], devices.map(({ device_id, seen, last, old }) => {
-      const time = old ? (seen?.last_seen ?? last?.ts) : (last?.ts ?? seen?.last_seen);
+      const time = old ? seen?.last_seen : (last?.ts ?? seen?.last_seen); // the age of an old value is not that of the device
       return [deviceLink(device_id, this.open), last ? make("span", old ? { class: "old", title: `of ${moment(last.ts)}` } : {}, `${last.metric} `, make("b", {}, measured(last.value))) : "–", time ? ago(time) : "–"];
     }), 1, (at) => devices[at].device_id === this.current);
   }
