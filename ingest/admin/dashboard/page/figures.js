@@ -57,7 +57,7 @@ function showFlow({ sum }, about, value) {
   byId("f-balance").textContent = sum.dropped ? `${count(sum.dropped)} readings are lost.`
     : off ? `${count(off)} readings are not accounted for.`
     : `Every reading is accounted for.${[
-      [sum.rejected, "refused"], [sum.recovered, "read from the journal of the run before"], [sum.replayed, "replayed from the dead letters"],
+      [sum.rejected, "refused"], [sum.recovered, "from the journal"], [sum.replayed, "replayed"],
     ].map(([number, what]) => (number ? ` ${count(number)} ${what}.` : "")).join("")}`;
 }
 
@@ -68,7 +68,7 @@ function showTrouble({ sum, ready }, about, value, lately) {
   const size = sum.dlq && sum.dlq[0] > about.dlq_bytes_max / 2 ? `${bytes(sum.dlq[0])} of ${bytes(about.dlq_bytes_max)}` : "";
   // Without a broker no gateway is heard, and what it refuses is not known.
   const heard = !ready.instances || ready.instances.some((each) => each.role === "gateway" && each.runs);
-  figure("trouble", "rejected", "Refused", heard ? short(refused) : "–", refused ? "posts in 1 min" : heard ? "no post now" : "not known", refused ? "warn" : "dim");
+  figure("trouble", "rejected", "Refused", heard ? short(refused) : "–", refused ? "posts in 1 min" : heard ? "none in 1 min" : "not known", refused ? "warn" : "dim");
   figure("trouble", "dead", "Dead letters", short(live),
     live ? size || `oldest ${rough(sum.dlq?.[1])}` : dead ? `${short(dead)} since the start` : "none", live ? "warn" : "dim");
   const retries = Math.round(lately.retries);
