@@ -26,7 +26,9 @@ from tests.faults.selections import names_of, told
 
 SEED = 1
 TABLES = Path(__file__).parent / "tables.toml"
-WITHOUT_TABLES = {"C2"}  # PostgreSQL loses the declared table itself: the service is on hold
+# C2, C4: what the check of the tables needs is lost itself: the declared table, the journal's note.
+# F8: a batch for two tables takes several round trips: on an idle machine none commits late.
+WITHOUT_TABLES = {"C2", "C4", "F8"}
 
 
 def parser() -> argparse.ArgumentParser:

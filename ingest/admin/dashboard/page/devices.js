@@ -116,8 +116,7 @@ export class Devices {
     if (this.several) note = "The devices of the table. When each of them posted last is not tracked with several processes.";
     if (this.tab === "all" && page) {
       if (this.prefix && !this.several) note = `${least}${count(page.matching)} seen that begin with ${this.prefix}.`;
-      if (page.why && [...page.devices, this.pinned].some((each) => each?.last)) note += " Values: as last read from the table.";
-      else if (page.why && !this.current) note += ` Values are not available: ${page.why}.`;
+      if (page.why) note += this.current ? " Values: as last stored." : ` Values: as last stored (${page.why}).`;
       if (page.more) advise(page.advice);
       byId("page-first").disabled = !this.after;
       byId("page-next").disabled = !page.more;
