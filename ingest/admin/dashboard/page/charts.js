@@ -86,7 +86,9 @@ export class Chart {
     if (bound && bound <= axis.top) this.limit(pen, y(bound));
     if (this.band) this.shade(pen, ...this.band.map((name) => this.rows(name)), from, y);
     const drawn = shown.flatMap((values, at) => (at && !values.some((value) => value) ? [] : [at])); // a second line at 0 would hide the first
+    pen.globalAlpha = board.stale ? 0.5 : 1; // a curve of before is dimmed, its texts are not
     for (const at of drawn.reverse()) this.curve(pen, shown[at], from, y, at);
+    pen.globalAlpha = 1;
     this.peak = this.marked(pen, shown, from, axis.top);
     this.readOut(pen, y);
   }

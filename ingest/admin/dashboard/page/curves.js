@@ -10,7 +10,7 @@ const CURVES = [
     { name: "received", label: "received", tone: "t1" }, { name: "committed", label: "stored", tone: "t2" },
     { name: "duplicate", label: "repeated", tone: "t5" }, { name: "rejected", label: "refused", tone: "t4" }] },
   { id: "c-commit", title: "Time to store", unit: "from receipt to commit", tell: ms, peaks: true, series: [
-    { name: "commit_p99_ms", label: "99 % in", tone: "t3" }, { name: "commit_p50_ms", label: "half in", tone: "t1" }] },
+    { name: "commit_p99_ms", label: "99 % in", tone: "t5" }, { name: "commit_p50_ms", label: "half in", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "memory", bound: "buffer_rows_max", series: [
     { name: "buffer_rows", label: "waiting", tone: "t1" }] },
   { id: "c-buffer", title: "Waiting", unit: "readings", tell: short, only: "journal", series: [
@@ -29,7 +29,7 @@ const CURVES = [
   { id: "c-journal", title: "Journal", unit: "size on disk", tell: bytes, base: 1024, only: "journal", bound: "journal_bytes_max", series: [
     { name: "journal_bytes", label: "size", tone: "t6" }] },
   { id: "c-oldest", title: "Oldest that waits", unit: "age", tell: duration, least: 0.1, peaks: true, series: [
-    { name: "oldest_s", label: "age", tone: "t3" }] },
+    { name: "oldest_s", label: "age", tone: "t5" }] },
   { id: "c-rows", title: "Size of a write", unit: "readings, mean", tell: short, peaks: true, series: [
     { name: "flush_rows", label: "readings", tone: "t6" }] },
   { id: "c-flush", title: "Time of a write", unit: "to the database, mean", tell: ms, peaks: true, series: [
@@ -97,6 +97,7 @@ export class Curves {
       if (chart.element.hidden) quiet.push(chart.title.toLowerCase());
     }
     byId("quiet").textContent = quiet.length ? `No ${quiet.join(" and no ")} in this time.` : "";
+    if (this.some("level")) byId("quiet").textContent += " Shaded times: the bar at the top is not green.";
     place(byId("curves"), this.charts, WIDTH_PX, true);
   }
 

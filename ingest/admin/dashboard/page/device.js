@@ -109,12 +109,11 @@ export class Device {
     }
   }
 
-  /** Say why the database does not tell. What is shown is of before: it is dimmed. */
+  /** Say why the database does not tell. What is shown is of before: its curves are dimmed. */
   fail(error) {
     this.board.stale = this.knownAt;
-    this.why = `Not available: ${this.held() || error.message}.${this.knownAt ? ` The values are as of ${moment(new Date(this.knownAt * 1000).toISOString())}.` : ""}`;
+    this.why = `Not available: ${this.held() || error.message}.${this.knownAt ? ` The values are as of ${moment(new Date(this.knownAt * 1000).toISOString())}; the time since then is shaded.` : ""}`;
     say(byId("device-note"), this.why);
-    byId("device").classList.add("old");
   }
 
   /** The database told what is shown at a Unix second; 0: it has told nothing yet. */
@@ -122,7 +121,6 @@ export class Device {
     this.knownAt = second;
     this.board.stale = 0;
     this.why = "";
-    byId("device").classList.remove("old");
   }
 
   async offer(metrics) {

@@ -131,10 +131,10 @@ export class Devices {
 
   all() {
     const devices = [...(this.page?.devices ?? [])];
-    if (this.current && !this.prefix && !devices.some((each) => each.device_id === this.current)) devices.unshift(this.pinned);
+    if (this.current && !this.prefix && !devices.some((each) => each.device_id === this.current)) devices.unshift(this.page?.why ? { ...this.pinned, seen: null, old: true } : this.pinned);
     if (!devices.length) return make("p", { class: "empty" }, this.prefix ? "No device begins like that. Find looks in the table." : this.page?.why ? "The table cannot be read now." : this.several ? "The table has no device yet." : EMPTY.newest);
     return table(["Device", "Last reading", "Last seen"], devices.map(({ device_id, seen, last, old }) => {
-      const time = old ? (seen?.last_seen ?? last?.ts) : (last?.ts ?? seen?.last_seen);
+      const time = old ? seen?.last_seen : (last?.ts ?? seen?.last_seen); // the age of an old value is not that of the device
       return [deviceLink(device_id, this.open), last ? make("span", old ? { class: "old", title: `of ${moment(last.ts)}` } : {}, `${last.metric} `, make("b", {}, measured(last.value))) : "–", time ? ago(time) : "–"];
     }), 1, (at) => devices[at].device_id === this.current);
   }

@@ -57,7 +57,7 @@ function showFlow({ sum }, about, value) {
   byId("f-balance").textContent = sum.dropped ? `${count(sum.dropped)} readings are lost.`
     : off ? `${count(off)} readings are not accounted for.`
     : `Every reading is accounted for.${[
-      [sum.rejected, "refused"], [sum.recovered, "read from the journal of the run before"], [sum.replayed, "replayed from the dead letters"],
+      [sum.rejected, "refused"], [sum.recovered, "from the journal"], [sum.replayed, "replayed"],
     ].map(([number, what]) => (number ? ` ${count(number)} ${what}.` : "")).join("")}`;
 }
 

@@ -75,7 +75,7 @@ export class Letters {
     } });
     const full = make("button", { type: "button", class: "plain", click: () => this.open(letter.id) }, "details");
     const why = (letter.field ? `${letter.field}: ` : "") + letter.message;
-    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, REASONS[letter.reason] ?? letter.reason), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.sender || "–"), make("td", {}, letter.device ?? "–"), make("td", { class: "wide", title: why }, why), make("td", {}, full));
+    return make("tr", {}, make("td", {}, box), make("td", {}, moment(letter.failed_at)), make("td", {}, REASONS[letter.reason] ?? letter.reason), make("td", {}, make("code", {}, letter.code)), make("td", {}, letter.sender || "–"), make("td", {}, make("span", { class: "two" }, letter.device ?? "–")), make("td", { class: "wide", title: why }, make("span", { class: "two" }, why)), make("td", {}, full));
   }
 
   buttons() {

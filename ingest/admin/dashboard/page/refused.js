@@ -31,7 +31,7 @@ export class Refused {
       if (this.some) byId("refused").hidden = false;
       fill(byId("refused-list"), posts.map((each) => {
         const why = [each.code, each.item_code, each.field].filter(Boolean).join(", ");
-        return make("tr", {}, make("td", {}, moment(each.at)), make("td", {}, each.peer || "–", each.count > 1 ? ` (${count(each.count)} so far)` : ""), make("td", {}, make("code", {}, why)), make("td", { class: "wide", title: each.body }, each.body));
+        return make("tr", {}, make("td", {}, moment(each.at)), make("td", {}, each.peer || "–", each.count > 1 ? ` (${count(each.count)} so far)` : ""), make("td", {}, make("code", {}, why)), make("td", { class: "wide", title: each.body }, make("span", { class: "two" }, each.body)));
       }));
     } catch {
       this.some = false; // it may not be shown here

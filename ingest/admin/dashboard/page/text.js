@@ -20,10 +20,8 @@ export function make(name, has = {}, ...children) {
   return element;
 }
 
-const LONG = 100; // a command that scrolls on a phone
-
 /** A command, whose words are not broken at their hyphens. */
-export const command = (text) => make("code", text.length > LONG ? { class: "long", tabindex: 0 } : {}, ...text.split(/(\s+)/).map((word) => (/\S/.test(word) ? make("span", {}, word) : word)));
+export const command = (text) => make("code", {}, ...text.split(/(\s+)/).map((word) => (/\S/.test(word) ? make("span", {}, word) : word)));
 
 /** Put a text into an element; text between backticks is shown as code. */
 export function say(element, text) {
