@@ -1,6 +1,4 @@
-// Curves over time on canvases. Charts of one board share its time axis and its cursor.
-//
-// Pointer or arrow keys on one chart move the cursor of all charts of its board.
+// Curves over time on canvases. Charts of one board share its time axis, and its cursor (pointer or arrow keys).
 
 import { between, label, scale, times, usual } from "./board.js";
 import { clock, make, moment } from "./text.js";
