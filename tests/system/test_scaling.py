@@ -54,7 +54,7 @@ class Recipe:
         return (
             text.replace(DATABASE, database)
             .replace("0.0.0.0:8080", "0.0.0.0:0")
-            .replace("127.0.0.1:8091", "127.0.0.1:0")
+            .replace("127.0.0.1:18080", "127.0.0.1:0")
         )
 
     def config(self, host: str) -> Path:
