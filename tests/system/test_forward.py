@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -258,6 +259,7 @@ async def typed(command: str, folder: Path, env: Mapping[str, str]) -> asyncio.s
     )
 
 
+@pytest.mark.skipif(shutil.which("jq") is None, reason="no jq: apt-get install jq")
 async def test_commands_of_the_page_forward_and_show_what_was_refused(tmp_path: Path) -> None:
     """docs/grow/forward.md: a consumer is made, readings of `plant-*` are sent and signed.
 
