@@ -123,7 +123,8 @@ class Refusal(NamedTuple):
     """One row that the database refuses, with the SQLSTATE: by its index in the batch or the block.
 
     `constraint` is the name of the violated constraint, if the server gave one. `no_partition`: the
-    table has no partition for the row; with `too_old` it gets none later, either.
+    table has no partition for the row; with `too_old` it gets none later, either. `ended`: the last
+    partition is before its time.
     """
 
     row: int
@@ -132,6 +133,15 @@ class Refusal(NamedTuple):
     constraint: str | None = None
     no_partition: bool = False
     too_old: bool = False
+    ended: bool = False
+
+    @property
+    def votes(self) -> bool:
+        """Whether it counts for the circuit breaker.
+
+        A time for which nobody made a partition does not, unless all newer ones have none either.
+        """
+        return self.ended or not self.no_partition
 
     @property
     def comes_back(self) -> bool:

@@ -117,10 +117,9 @@ def refusal_letters(piece: list[Block], refused: dict[int, list[Refusal]]) -> li
 
 
 def votes_of(refused: Refused) -> dict[int, list[Refusal]]:
-    """Return those that count for the circuit breaker: a missing partition never pauses writes."""
+    """Return those that count for the circuit breaker."""
     votes = {
-        index: [each for each in refusals if not each.no_partition]
-        for index, refusals in refused.items()
+        index: [each for each in refusals if each.votes] for index, refusals in refused.items()
     }
     return {index: refusals for index, refusals in votes.items() if refusals}
 

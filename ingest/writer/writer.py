@@ -232,7 +232,7 @@ class Writer:
         async def set_aside(refused: list[Refusal]) -> None:
             by_block = refusals_by_block(piece, refused)
             if votes := votes_of(by_block):
-                last = next(each for each in reversed(refused) if not each.no_partition)
+                last = next(each for each in reversed(refused) if each.votes)
                 self._breaker.judge(piece, votes, last)
             await append_or_hold(self._dead_letters, refusal_letters(piece, by_block))
             refusals.update(by_block)

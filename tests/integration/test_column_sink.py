@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -38,6 +38,14 @@ async def owner(operator: asyncpg.Connection) -> asyncpg.Connection:
     """Give the operator's connection to fresh tables."""
     await apply_tables(operator, TABLES)
     return operator
+
+
+@pytest.fixture
+async def sink(way: str, shared_url: str) -> AsyncIterator[SinkPostgres]:
+    """Give a sink of that way, and close it, so that nothing holds the tables of a failed test."""
+    made = sink_for(way, shared_url)
+    yield made
+    await made.close()
 
 
 async def stored(owner: asyncpg.Connection, table: str = "all_readings") -> list[Reading]:
@@ -428,6 +436,79 @@ async def test_table_with_policies_for_rows_takes_no_copy_but_rows(
     finally:
         await sink.close()
         await operator.execute(f"drop owned by {role}")
+
+
+FUNCTION = """create function change() returns trigger language plpgsql as
+$$ begin {} return new; end $$; create trigger change before insert on {}
+for each row execute function change()"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        FUNCTION.format("new.humidity := coalesce(new.humidity, 50); new.co2 := 400;", "climate"),
+        FUNCTION.format("new.ts := date_trunc('minute', new.ts);", "climate"),
+        FUNCTION.format("if new.temperature <> 1.5 then return null; end if;", "climate"),
+        FUNCTION.format("return null;", "climate"),
+        FUNCTION.format("new.ts := date_trunc('minute', new.ts);", "readings"),
+        "alter table climate add f float8 generated always as (temperature * 1.8 + 32) stored",
+        "alter table climate add n bigint generated always as identity",
+        "alter table climate alter humidity set default 50, alter co2 set default 400",
+    ],
+)
+async def test_nothing_is_lost_by_what_the_owner_of_a_table_adds(
+    owner: asyncpg.Connection, sink: SinkPostgres, way: str, change: str
+) -> None:
+    """Each value stands somewhere: new, a rival of one that is there, and both in one batch."""
+    await owner.execute(change)
+    rows = [moment(temperature=1.5), moment(temperature=2.5), moment(9, temperature=3.5)]
+    await write(sink, way, rows[0])
+    await write(sink, way, rows[1], rows[2])
+    assert {1.5, 2.5, 3.5} <= {row.value for row in await stored(owner)}
+    done = await write(sink, way, *rows, moment(3, temperature=4.5), moment(4, noise=5.5))
+    assert done.committed + done.duplicate == 5
+    there = {row.value for row in await stored(owner)} - {50.0, 400.0}
+    assert there == {1.5, 2.5, 3.5, 4.5, 5.5}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_rival_of_a_row_that_a_policy_hides_is_stored(
+    operator: asyncpg.Connection, shared_url: str, role: str, way: str
+) -> None:
+    """The service cannot see that the row is there."""
+    await schema.apply(operator, role=role)
+    await apply_tables(operator, TABLES, role=role)
+    sink = sink_for(way, with_user(shared_url, role))
+    try:
+        assert await write(sink, way, moment(temperature=1)) == Stored(1, 0)
+        await operator.execute(
+            "alter table climate enable row level security; "
+            "create policy a on climate for insert with check (true); "
+            "create policy b on climate for select using (ts > '2020-01-01' and temperature > 1)"
+        )
+        await write(sink, way, moment(temperature=2), moment(1, temperature=3))
+        there = sorted(row.value for row in await stored(operator))
+        assert there == [1.0, 2.0, 3.0]
+    finally:
+        await sink.close()
+        await operator.execute(f"drop owned by {role}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "rule", ["insert to climate do instead nothing", "update to climate do also select 1"]
+)
+async def test_rule_on_a_declared_table_stops_the_writes(
+    owner: asyncpg.Connection, sink: SinkPostgres, way: str, rule: str
+) -> None:
+    """A rule could take the row away unseen. PostgreSQL refuses ON CONFLICT beside it."""
+    assert await write(sink, way, moment(temperature=1)) == Stored(1, 0)
+    await owner.execute(f"create rule changes as on {rule}")
+    with pytest.raises(WriteFailed) as failed:
+        await write(sink, way, moment(temperature=2))
+    assert failed.value.verdict in {Verdict.HOLD, Verdict.UNKNOWN}, "both pause writes"
+    assert len(await stored(owner)) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)

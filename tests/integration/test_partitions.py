@@ -21,7 +21,7 @@ from ingest.config.settings import Settings
 from ingest.model.errors import StartError
 from ingest.model.reading import EXHAUSTED, REFUSED, Reading
 from ingest.sinks.postgres import schema
-from ingest.sinks.postgres.housekeeping import registry, runs
+from ingest.sinks.postgres.housekeeping import known_partitions, registry, runs
 from ingest.sinks.postgres.housekeeping.known_partitions import PartitionsOfTables
 from ingest.sinks.postgres.housekeeping.making import first_partitions
 from ingest.sinks.postgres.housekeeping.partitions import (
@@ -44,6 +44,7 @@ from tests.support.constants import constants
 from tests.support.journals import block_of
 from tests.support.letters import read
 from tests.support.partitions import make_partition
+from tests.support.receiver import until
 from tests.support.replay_rig import Half, InFolder, rows, running, until_live
 
 
@@ -302,7 +303,7 @@ async def test_late_reading_makes_its_partition_and_is_stored_once(
     await registry.put(table, kept, {registry.KEEP_HOT: policy.entry(now_us)})
     late = late_partitions(settings, lambda: shared_url, READINGS)
     await late.make_for([now_us])
-    assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True)
+    assert late.why_not(now_us - 20 * DAY_US) == ("older than 12h (keep_hot)", True, False)
     ledger = path.ledger
     assert (ledger.committed, ledger.duplicate, ledger.dead_lettered[REFUSED]) == (3, 3, 2)
     assert ledger.retries["hold"] == ledger.retries["retry"] == 0
@@ -337,6 +338,37 @@ async def test_without_rights_only_these_rows_are_set_aside_and_come_back(
             await until_live(path.place, 0)
         assert await rows(table) == 120
         assert path.ledger.imbalance == 0
+    finally:
+        await table.execute(f"drop owned by {role}")
+
+
+async def test_partitions_that_have_ended_pause_writes(
+    table: asyncpg.Connection,
+    shared_url: str,
+    tmp_path: Path,
+    role: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dead letter for each reading of a fleet, until somebody sees them, helps nobody."""
+    monkeypatch.setattr(known_partitions, "FRESH_S", 0.1)
+    monkeypatch.setattr(known_partitions, "LOOK_S_MIN", 0.05)
+    await schema.apply(table, role=role)
+    ahead_us = unix_us() + 900 * DAY_US
+    url = with_user(shared_url, role)
+    with constants(breaker_window_rows=50, breaker_rows_max=5):
+        path = Path2(url, url, tmp_path, quick())
+    try:
+        async with running(path):
+            sent = [asyncio.create_task(path.send(ahead_us + number)) for number in range(60)]
+            await until(lambda: path.database_state.hold_reason == "breaker")
+            held = path.ledger.held
+            assert held > 40
+            await make_partition(
+                table, await look_at(table, "readings", DAY), span_bounds(DAY, ahead_us)
+            )
+            await asyncio.gather(*sent)
+            await until_live(path.place, 0)
+        assert await rows(table) == 60
     finally:
         await table.execute(f"drop owned by {role}")
 

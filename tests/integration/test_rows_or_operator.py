@@ -40,6 +40,13 @@ create table readings (ts timestamptz not null, device_id text collate "C" not n
     primary key (ts, device_id, metric, value)) partition by range (ts);
 create table readings_now partition of readings for values from ('2020-01-01') to ('2100-01-01');
 {GRANTS}"""
+RAISED = f"""{GRANTS}
+create function refuse() returns trigger language plpgsql as $$ begin
+    if new.ts < '2020-01-01' then
+        raise exception 'too old' using errcode = 'check_violation', table = 'readings';
+    end if;
+    return new; end $$;
+create trigger refuse before insert on readings for each row execute function refuse()"""
 BROKEN_TRIGGER = f"""{GRANTS}
 create function broken() returns trigger language plpgsql as $$ begin
     insert into gone values (new.ts); return new; end $$;
@@ -109,7 +116,12 @@ async def start(fleet: Fleet, change: str) -> None:
         fleet.tasks.append(asyncio.create_task(writer.run()))
 
 
-TABLES = {"42501": POLICY, "42P01": BY_TRIGGER, "no_partition": NO_PARTITION}
+TABLES = {
+    "42501": POLICY,
+    "42P01": BY_TRIGGER,
+    "no_partition": NO_PARTITION,
+    "23514": RAISED,
+}
 
 
 @pytest.mark.parametrize("code", TABLES)

@@ -25,7 +25,7 @@ class CheckedTable:
     """What is known about one table on one connection.
 
     `sql` is None if the table must be checked in full before the next write. `refuses_copy`:
-    because of row-level security; INSERT works.
+    because of row-level security, or since a trigger leaves out rows of it; INSERT works.
     """
 
     sql: Statements | ColumnStatements | None = None

@@ -5,7 +5,10 @@ comes later and is not in that row (another value, or one where it has none) is 
 by its full key. So each reading stands once, over both tables.
 Rows of a moment that may be there already go through a staging table, or arrays: first the rows of
 new moments are inserted. ON CONFLICT waits for a row of another transaction, so at READ COMMITTED
-the second statement sees the row of each moment, and stores what that row has not.
+the second statement sees the row of each moment, and stores what that row has not. It is left out
+if the first one has inserted as many rows as came: never for their values, which a trigger of the
+user may have filled in. A row that a trigger has moved or left out has no stored row, so its
+readings go to `readings` too.
 Does not: begin or end a transaction, or judge errors; the driver's errors pass through.
 """
 
@@ -39,9 +42,9 @@ def metric_in_sql(measurement: str, column: str, collation: str = '"C"') -> str:
 class ColumnStatements(NamedTuple):
     """The statements for one form of a declared table on one connection: see Statements.
 
-    `new_staged` and `new_arrays` insert the rows of new moments, `rest_staged` and `rest_arrays`
-    what the stored row of a moment has not; each returns the number of readings. The first may be
-    too large, if a trigger has filled in values.
+    `new_staged` and `new_arrays` insert the rows of new moments. They return how many rows, and how
+    many values these have, with those that a trigger has filled in. `rest_staged` and `rest_arrays`
+    insert what the stored row of a moment has not, and return the number of readings.
     """
 
     form: TableForm
@@ -65,22 +68,24 @@ class ColumnStatements(NamedTuple):
         """
         await copy(connection, self.copy_staged, rows.tuples)
         # `fetchval` keeps the plans. These statements are long, and batches may be small.
-        new = min(rows.readings, await connection.fetchval(self.new_staged))
-        if new == rows.readings:
-            return New(new)
-        return New(new, await connection.fetchval(self.rest_staged))
+        inserted, values = await connection.fetchval(self.new_staged)
+        if inserted == rows.rows:
+            return New(rows.readings)
+        rest = await connection.fetchval(self.rest_staged)
+        return New(min(values, rows.readings - rest), rest)
 
     async def insert_arrays(self, connection: asyncpg.Connection, rows: TableRows) -> New:
         """Store what is new in encoded rows, without a staging table."""
         cells = list(RowRun(self.form, b"".join(rows.tuples), -1, -1).cells())
         moments = [(row.ts_us - PG_EPOCH_US,) for row in cells]
         names = ([row.device_id for row in cells], [row.series for row in cells])
-        values = zip(*(row.values for row in cells), strict=True)
-        arrays = (moments, *names[: self.form.fixed_columns - 1], *map(list, values))
-        new = min(rows.readings, await connection.fetchval(self.new_arrays, *arrays))
-        if new == rows.readings:
-            return New(new)
-        return New(new, await connection.fetchval(self.rest_arrays, *arrays))
+        columns = zip(*(row.values for row in cells), strict=True)
+        arrays = (moments, *names[: self.form.fixed_columns - 1], *map(list, columns))
+        inserted, values = await connection.fetchval(self.new_arrays, *arrays)
+        if inserted == rows.rows:
+            return New(rows.readings)
+        rest = await connection.fetchval(self.rest_arrays, *arrays)
+        return New(min(values, rows.readings - rest), rest)
 
 
 def column_statements_for(found: Look, readings: Target) -> ColumnStatements:
@@ -128,7 +133,7 @@ def _insert_new(target: ColumnTarget, places: Sequence[str], source: str) -> str
     insert into {target.name} ({target.column_list})
     select s.* from {source} order by {key}, {", ".join(places)}
     on conflict ({_list(target.key)}) do nothing returning num_nonnulls({counted}) as readings)
-select coalesce(sum(readings), 0)::int8 from new"""  # noqa: S608
+select array[count(*), coalesce(sum(readings), 0)]::int8[] from new"""  # noqa: S608
 
 
 def _insert_rest(target: ColumnTarget, readings: Target, places: Sequence[str], source: str) -> str:
@@ -148,7 +153,7 @@ def _insert_rest(target: ColumnTarget, readings: Target, places: Sequence[str], 
     return f"""with new as (
     insert into {readings.name} ({readings.column_list})
     select s.ts, s.device_id, v.metric, v.value from {source}
-    cross join lateral (select {stored} from {target.name} t where {same} limit 1) t
+    left join lateral (select {stored} from {target.name} t where {same} limit 1) t on true
     cross join lateral (values {values}) v (metric, value, stored)
     where row({staged}) is distinct from row({stored})
       and v.value is not null and v.value is distinct from v.stored

@@ -91,8 +91,11 @@ class SinkPostgres(CheckedConnection):
         if copied:
             try:
                 if len(batch) == 1:
-                    return [await self._copy_alone(batch[0])]
-                return await self._write_tables(batch, copied)
+                    stored = [await self._copy_alone(batch[0])]
+                else:
+                    stored = await self._write_tables(batch, copied)
+                if not any(self.tables[form].refuses_copy for form in copied):
+                    return stored
             except WriteFailed as failed:
                 if failed.verdict is not Verdict.DUPLICATE:
                     raise
@@ -109,7 +112,7 @@ class SinkPostgres(CheckedConnection):
             checked_copy = self.tables[rows.form].statements.checked_copy
             return await statements.copy(connection, checked_copy, rows.tuples)
 
-        return rows.new_of(await self.checked([rows.form], copy, doubt=True, copying=True))
+        return self._copied(rows, await self.checked([rows.form], copy, doubt=True, copying=True))
 
     async def _write_tables(
         self, batch: Sequence[TableRows], copied: Collection[TableForm | None]
@@ -165,7 +168,15 @@ class SinkPostgres(CheckedConnection):
 
     async def _copy(self, connection: Connection, rows: TableRows, before: str = "") -> New:
         copy = before + self.tables[rows.form].statements.copy
-        return rows.new_of(await statements.copy(connection, copy, rows.tuples))
+        return self._copied(rows, await statements.copy(connection, copy, rows.tuples))
+
+    def _copied(self, rows: TableRows, copied: int) -> New:
+        """Return what a COPY has stored, and note if a trigger has left out rows.
+
+        What it leaves out of a declared table the idempotent path stores in `readings`.
+        """
+        self.tables[rows.form].refuses_copy |= rows.form is not None and copied < rows.rows
+        return rows.new_of(copied)
 
     async def _store_once(self, connection: Connection, rows: TableRows) -> New:
         sql = self.tables[rows.form].statements
@@ -277,7 +288,9 @@ class SinkPostgres(CheckedConnection):
                     if self.method == "copy":  # the transaction may have staged a range before
                         await connection.execute(table.statements.empty_staging)
                     new = await self._store_once(connection, rows)
-                await connection.execute(_KEEP_RANGE)
+                left_out = copying and table.refuses_copy  # which this COPY has found
+                await connection.execute(_UNDO_RANGE if left_out else _KEEP_RANGE)
+            if not left_out:
                 return sum(new)
         except WriteFailed as failed:
             if failed.verdict in OF_ONE_ROW or (at_fault and failed.may_be_row):
@@ -314,7 +327,8 @@ def _without_partition(
     kept = list[int]()
     for row, ts_us in enumerate(rows.times_us()):
         if why := late.why_not(ts_us):
-            bad += rows.refusals(row, Refusal(row, MISSING, why.message, None, True, why.final))
+            refusal = Refusal(row, MISSING, why.message, None, True, why.final, why.ended)
+            bad += rows.refusals(row, refusal)
         else:
             kept.append(row)
     return rows if len(kept) == len(rows.numbers) else rows.only(kept)

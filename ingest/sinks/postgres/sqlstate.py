@@ -1,6 +1,7 @@
 """The table that turns an error of PostgreSQL into a verdict.
 
-Only the SQLSTATE and the column decide, never the text of a message: a server may translate it.
+Only the SQLSTATE, the column and the place in the server's source decide, never the text of a
+message: a server may translate it.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def reason_for(sqlstate: str | None) -> str:
 
 _UNKNOWN_OUTCOME = frozenset({"08007", "40003"})
 _MESSAGE_CHARACTERS_MAX = 1_000
+_FINDS_PARTITION = "ExecFindPartition"  # execPartition.c, of PostgreSQL 11 to 18
 _NAME_CHARACTERS_MAX = 63  # of PostgreSQL; an operator's RAISE may set any text
 
 
@@ -139,8 +141,8 @@ def server_failed(
     rolled_back = error.severity_en == "ERROR" and error.sqlstate not in _UNKNOWN_OUTCOME
     columns = {column for target in targets for column in target.columns}
     verdict = verdict_for(error.sqlstate, columns, column=error.column_name)
-    # Only the error for a missing partition names a table and no constraint.
-    if error.sqlstate == "23514" and error.table_name and not error.constraint_name:
+    # A trigger can raise all of an error but the place in the server's source that has found it.
+    if error.sqlstate == "23514" and error.server_source_function == _FINDS_PARTITION:
         verdict = Verdict.NO_PARTITION
     return WriteFailed(
         verdict,

@@ -33,6 +33,7 @@ def server_error(sqlstate: str, **fields: Any) -> Any:
         "table_name": None,
         "constraint_name": None,
         "context": None,
+        "server_source_function": None,
     }
     return SimpleNamespace(**{**every, **fields})
 
@@ -47,21 +48,17 @@ def test_code_gets_the_verdict_of_the_contract(sqlstate: str, verdict: Verdict) 
 
 
 @pytest.mark.parametrize(
-    ("table", "constraint", "verdict"),
+    ("place", "verdict"),
     [
-        ("readings", None, Verdict.NO_PARTITION),
-        ("readings", "recent", ISOLATE),
-        (None, "a_domain_check", ISOLATE),
-        (None, None, ISOLATE),  # RAISE in an operator's trigger
+        ("ExecFindPartition", Verdict.NO_PARTITION),
+        ("ExecConstraints", ISOLATE),
+        ("exec_stmt_raise", ISOLATE),  # in an operator's trigger, whatever it calls itself
     ],
 )
-def test_missing_partition_has_a_verdict_of_its_own(
-    table: str | None, constraint: str | None, verdict: Verdict
-) -> None:
-    """PostgreSQL sends 23514 for it, with the table's name and without a constraint's."""
-    error = server_error("23514", table_name=table, constraint_name=constraint)
-    failed = server_failed(error)
-    assert (failed.verdict, failed.constraint) == (verdict, constraint)
+def test_missing_partition_has_a_verdict_of_its_own(place: str, verdict: Verdict) -> None:
+    """It has the code of a check, and only the server itself can have found it."""
+    error = server_error("23514", table_name="readings", server_source_function=place)
+    assert server_failed(error).verdict is verdict
 
 
 @pytest.mark.parametrize("column", ["ts", "device_id", "metric", "value"])

@@ -33,10 +33,11 @@ log = get_logger("housekeeping")
 
 
 class NoPartition(NamedTuple):
-    """Why a time has no partition. `final`: it gets none later, either."""
+    """Why a time has no partition. `final`: it gets none later, either; `ended`: no newer one."""
 
     message: str
     final: bool
+    ended: bool = False
 
 
 class LateLimit(NamedTuple):
@@ -176,7 +177,9 @@ class KnownPartitions:
             return NoPartition(f"older than {self.limit.words}", final=True)
         why = self._for_a_person(view) or self._why or "it will be made soon"
         table = self.target.table
-        return NoPartition(f"there is no partition of {table} for this time: {why}", final=False)
+        message = f"there is no partition of {table} for this time: {why}"
+        ended = not view.partitions or ts_us >= view.partitions[-1].to_us
+        return NoPartition(message, final=False, ended=ended)
 
     def _note_lack(self, times_us: Sequence[int]) -> None:
         view, lack = self.view, self._lack
