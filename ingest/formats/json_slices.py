@@ -41,7 +41,7 @@ SPACE = b" \t\n\r"
 MOMENT_BYTES_MAX = 8 * 1024  # a slice gets so many more, if they are of its last device and time
 
 # The value of a field. It need not be right: it only tells where a cut is better.
-_FIELD = re.compile(rb'"(?:device_id|ts)"[ \t\n\r]*:[ \t\n\r]*("[^"]*"|[^",} \t\n\r]*)')
+_FIELD = re.compile(rb'[ \t\n\r]*:[ \t\n\r]*("[^"]*"|[^",} \t\n\r]*)')
 # Between two items: as it is nearly always, and in every case.
 _CUTS = (re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)"), re.compile(rb","))
 _RAW = msgspec.json.Decoder(Raw)
@@ -190,9 +190,15 @@ def slices(
     `parse` is `parsed` or `parsed_in_full`. `keeps_moments`: see `after_moment`.
     Raises Refused: `not_json`, `too_many_readings`, `item_too_large`.
     """
-    at, end = _first(body), len(body)
+    at, end = 0, len(body)
+    while at < end and not body[at : at + SLICE_BYTES].lstrip(SPACE):
+        at += SLICE_BYTES
+        yield None
+    begin = body[at : at + SLICE_BYTES]
+    at += len(begin) - len(begin.lstrip(SPACE))
     if body[at : at + 1] != b"[":
         check_slice(body, at, end, rows_max)
+        body = body[at:]
         try:
             item = parse(body)
         except ValueError as fault:
@@ -223,16 +229,6 @@ def slices(
         at, size = stop, SLICE_BYTES
 
 
-def _first(body: bytes) -> int:
-    """Return the place of the first byte that is not a space."""
-    for at in range(0, len(body), SLICE_BYTES):
-        part = body[at : at + SLICE_BYTES]
-        rest = part.lstrip(SPACE)
-        if rest:
-            return at + len(part) - len(rest)
-    return len(body)
-
-
 def _cut(body: bytes, at: int, first: int) -> int:
     """Return where a slice that begins at `at` may end: after a comma, or at the body's end."""
     window = SLICE_BYTES
@@ -252,18 +248,22 @@ def after_moment(body: bytes, stop: int, cut: re.Pattern[bytes]) -> int:
     So they become one row. Where they are in two slices, the table has a row in conflict.
     """
     most = min(stop + MOMENT_BYTES_MAX, len(body))
-    while stop < most:
-        for name in (b'"device_id"', b'"ts"'):
-            least = max(0, stop - MOMENT_BYTES_MAX)
-            last = _FIELD.match(body, max(0, body.rfind(name, least, stop)))
-            following = _FIELD.match(body, max(0, body.find(name, stop, most)))
-            if (last and last[1]) != (following and following[1]):
-                return stop
-        found = cut.search(body, stop, most)
-        if not found:
-            return stop
+    last = _moment(body, max(0, stop - MOMENT_BYTES_MAX), stop)
+    while last[0] and (found := cut.search(body, stop, most)):
+        if _moment(body, stop, found.end()) != last:
+            break
         stop = found.end()
     return stop
+
+
+def _moment(body: bytes, at: int, stop: int) -> list[bytes]:
+    """Return the last device and the last time in a part of a body; empty if it has none."""
+    found = list[bytes]()
+    for name in (b'"device_id"', b'"ts"'):
+        place = body.rfind(name, at, stop)
+        value = _FIELD.match(body, place + len(name), stop) if place >= 0 else None
+        found.append(value[1] if value else b"")
+    return found
 
 
 def check_slice(body: bytes, at: int, stop: int, rows_max: int) -> None:

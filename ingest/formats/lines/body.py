@@ -148,6 +148,11 @@ class _BodyReader:
                 stop = body.rfind(b"\n", at, at + SLICE_BYTES) + 1  # before a long line
                 if not stop:
                     raise line_too_large()
+            begin = self._after_empty(body, at, min(stop, at + SLICE_BYTES // 2))
+            if begin > at:  # a slice of few lines would cost more than they do
+                at = begin
+                yield
+                continue
             if self._post.post.rules.tables:
                 stop = end_of_slice(body, at, stop)
             at = yield from self._slice(body, at, stop)
@@ -197,10 +202,7 @@ class _BodyReader:
         Returns where the last one ends.
         """
         yield
-        empty = EMPTY.match(body, at, stop)
-        if empty:
-            self._lines += body.count(b"\n", at, empty.end())
-            at = empty.end()
+        at = self._after_empty(body, at, stop)
         half = body.find(b"\n", (at + stop) // 2, stop - 1) + 1
         is_few = not half or body.count(b"\n", at, stop) <= FEW_LINES
         is_tried = stop - at <= 2 * SLICE_BYTES and (is_few or not self._is_doubtful)
@@ -213,6 +215,14 @@ class _BodyReader:
         while at < stop:
             at = yield from self._one(body, at)
         return at
+
+    def _after_empty(self, body: bytes, at: int, stop: int) -> int:
+        """Return the place behind the lines without content that begin here."""
+        empty = EMPTY.match(body, at, stop)
+        if not empty:
+            return at
+        self._lines += body.count(b"\n", at, empty.end())
+        return empty.end()
 
     def _one(self, body: bytes, at: int) -> Generator[None, None, int]:
         """Read the line at a place; return where it ends."""

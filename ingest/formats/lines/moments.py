@@ -282,10 +282,9 @@ def end_of_slice(body: bytes, at: int, stop: int) -> int:
         stop = half
     most = min(stop + MOMENT_BYTES_MAX, len(body))
     last = _moment(body[body.rfind(b"\n", max(0, stop - MOMENT_BYTES_MAX), stop - 1) + 1 : stop])
-    while stop < most:
-        end = body.find(b"\n", stop, most) + 1
-        if not end or _moment(body[stop:end]) != last:
-            return stop
+    while any(last) and (end := body.find(b"\n", stop, most) + 1):
+        if _moment(body[stop:end]) != last:
+            break
         stop = end
     return stop
 
@@ -293,4 +292,4 @@ def end_of_slice(body: bytes, at: int, stop: int) -> int:
 def _moment(line: bytes) -> tuple[bytes, bytes]:
     """Return the tags of a plain line and its time, if it has one."""
     key, _, rest = line.partition(b" ")
-    return key.partition(b",")[2], rest.partition(b" ")[2]
+    return key.partition(b",")[2], rest.partition(b" ")[2].strip()
