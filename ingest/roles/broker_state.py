@@ -50,7 +50,7 @@ CAUSES = {
     ),
     BROKER_UNSAFE: Cause(
         "the broker may lose acknowledged readings in a power cut",
-        "Set `sync_interval: always` in the block jetstream of each nats-server. "
+        "Use nats-server 2.15.1 or later, with `sync_interval: always` in its block jetstream. "
         "`{run} stream check` says which server differs.",
         "ingestbrokeraway",
         rank=110,

@@ -207,6 +207,7 @@ def _version_of(member: Member) -> str:
     "rolling upgrade from an earlier nats-server",
     f"three servers of {earlier_server.version()}, one after the other",
     brokers=3,
+    settings={"broker_unsafe": True},
     before=_begin_earlier,
     limit_s=240,
 )

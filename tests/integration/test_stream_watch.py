@@ -22,6 +22,7 @@ from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import Removal, StreamState
 from ingest.roles.nats.streams import WantedStream, wanted_readings
 from ingest.roles.nats.watch import StreamWatch
+from tests.faults import earlier_server
 from tests.support.brokers import (
     MIB,
     WANTED,
@@ -198,6 +199,28 @@ async def test_server_that_does_not_sync_is_a_fault_unless_that_is_accepted(
         assert watches[True].faults == ()
         stopping.set()
         await asyncio.gather(*running)
+
+
+async def test_server_that_does_not_sync_what_a_purge_rewrites_is_a_fault(tmp_path: Path) -> None:
+    """However it is configured."""
+    port, monitor_port = free_port(), free_port()
+    config = (
+        f'http: "127.0.0.1:{monitor_port}"\n'
+        f'jetstream {{ store_dir: "{tmp_path}/s", sync_interval: always }}\n'
+    )
+    program = await asyncio.to_thread(earlier_server.program)
+    async with plain_server(config, tmp_path, port, program=program):
+        looks = [
+            await asyncio.to_thread(watch.monitor_faults, (f"http://127.0.0.1:{monitor_port}",))
+        ]
+    async with plain_server(config, tmp_path, port):
+        looks += [
+            await asyncio.to_thread(watch.monitor_faults, (f"http://127.0.0.1:{monitor_port}",))
+        ]
+    (fault,), fine = looks
+    assert "install 2.15.1 or later" in str(fault)
+    assert earlier_server.version() in str(fault)
+    assert fine == []
 
 
 def test_silent_monitor_port_keeps_what_it_has_said() -> None:

@@ -164,11 +164,13 @@ def start_parent(folder: Path, *words: str) -> tuple[subprocess.Popen[str], int]
 
 
 @asynccontextmanager
-async def plain_server(config: str, folder: Path, port: int) -> AsyncIterator[Address]:
+async def plain_server(
+    config: str, folder: Path, port: int, *, program: Path | None = None
+) -> AsyncIterator[Address]:
     """Run a nats-server with a configuration of the test; give its address, without a login."""
     (folder / "plain.conf").write_text(f'listen: "127.0.0.1:{port}"\n{config}')
     process = await asyncio.create_subprocess_exec(
-        str(find_program()),
+        str(program or find_program()),
         *("-c", str(folder / "plain.conf")),
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -1,7 +1,8 @@
 """Watches the stream for a role: whether it is as it must be, and whether the broker is there.
 
     every 1 s  the stream and its consumer: settings, copies, how far they are, what was removed
-    every 8 s  the monitor ports: whether each server syncs to its disk, and is well
+    every 8 s, and at each connect
+               the monitor ports: whether each server syncs to its disk, and is well
 
 Promises: a difference is in `faults` within 10 s, and gone from there when it is corrected. Nothing
 of the stream is changed. But if the stream gives places again, the writers get all its messages
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, NamedTuple
@@ -45,6 +47,7 @@ UNANSWERED_S = 2.0
 GIVE_AGAIN_S = 10.0  # after a try that has failed
 ANSWER_S_MAX = 3.0
 ANSWER_BYTES_MAX = 8 * 1024**2
+VERSION_MIN = (2, 15, 1)  # the first one that syncs a block which a purge has rewritten (#8629)
 _OF_THE_DISK = ("write error", "no space left", "read-only file system", "input/output error")
 NOT_KNOWN = StreamFault(
     "the server",
@@ -108,13 +111,20 @@ def look_at(url: str) -> ServerLook:
 
 
 def _unsafe(url: str) -> str:
-    config = (ask(url, "/varz").get("jetstream") or {}).get("config") or {}
+    said = ask(url, "/varz")
+    config = (said.get("jetstream") or {}).get("config") or {}
     if not config:
         return "JetStream is off"
     if config.get("sync_always") is not True:
         return (
             "it does not sync each message to the disk (sync_interval: always in its block "
             "jetstream), so a power cut loses acknowledged readings"
+        )
+    version = str(said.get("version"))
+    if (*map(int, re.findall(r"\d+", version)[:3]),) < VERSION_MIN:
+        return (
+            f"it is nats-server {version}, which does not sync what a purge rewrites, so a power "
+            f"cut loses acknowledged readings: install {'.'.join(map(str, VERSION_MIN))} or later"
         )
     return ""
 
