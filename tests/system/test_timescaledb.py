@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ingest.model.errors import StartError
 from ingest.sinks.postgres import schema
 from ingest.sinks.postgres.housekeeping import runs
 from ingest.sinks.postgres.housekeeping.partitions import DAY, DAY_US
@@ -85,6 +86,27 @@ async def test_old_chunks_are_dropped_after_a_yes(server: Server) -> None:
     assert await run(connection, KEEP) == []
     with pytest.raises(asyncpg.FeatureNotSupportedError, match=NO_APACHE):
         await connection.execute("alter table readings set (timescaledb.compress)")
+    await connection.close()
+
+
+async def test_version_that_loses_late_readings_is_refused(server: Server) -> None:
+    """The edition here has no compression: the catalog of the extension says that it is used."""
+    connection = await asyncpg.connect(server.url_of_superuser)
+    await schema.apply(connection)
+    await connection.execute("select create_hypertable('readings', by_range('ts'))")
+    old = "update pg_extension set extversion = '2.18.0' where extname = 'timescaledb'"
+    for change in (old, "update _timescaledb_catalog.hypertable set compression_state = 1"):
+        assert (await schema.look(connection)).difference is None
+        await connection.execute(change)
+    found = await schema.look(connection)
+    assert found.difference is not None
+    assert "TimescaleDB 2.18.0 loses late readings in it: update it to 2.18.1" in found.difference
+    with pytest.raises(StartError, match=r"update it to 2\.18\.1 or later"):
+        await schema.apply(connection)
+    await connection.execute(
+        "update pg_extension set extversion = '2.18.1' where extname like 't%'"
+    )
+    assert (await schema.look(connection)).difference is None
     await connection.close()
 
 

@@ -8,6 +8,7 @@ TargetTable returns for SQL names exactly this table and these columns, on each 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -72,7 +73,9 @@ select c.oid::int8 as oid, n.nspname::text as schema, c.relkind::text as kind,
         where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as loose_key,
        (select o.indexrelid::regclass::text || ' (' || p.opcname || ')' from pg_index o
         join pg_opclass p on p.oid = any (o.indclass) and p.oid >= 16384
-        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as foreign_class
+        where o.indrelid = c.oid and o.indisunique order by 1 limit 1) as foreign_class,
+       coalesce((select extversion from pg_extension where extname = 'timescaledb'), '')
+           as timescaledb
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.oid = to_regclass($1)"""  # noqa: S608  built from constants of this file
 # One row for each column. `must_fill`: an INSERT must set the column, as the server does not. It
@@ -90,6 +93,12 @@ from pg_attribute a join pg_type t on t.oid = a.atttypid
 left join pg_collation l on l.oid = a.attcollation
 where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
 order by a.attnum"""
+# Before 2.18.1 INSERT with ON CONFLICT into a compressed chunk drops the rows behind a known one,
+# without an error (TimescaleDB #7672).
+_TIMESCALEDB_MIN = (2, 18, 1)
+_IS_COMPRESSED = """
+select exists (select from timescaledb_information.hypertables
+               where compression_enabled and hypertable_schema = $1 and hypertable_name = $2)"""
 _IS_KEY = f"""
 with recursive named (id) as (select to_regclass(format('%I.%I', $3::text, $4::text))), up (id) as (
     select indrelid from pg_index join named on indexrelid = id
@@ -326,6 +335,13 @@ async def look(connection: Connection, target: Target = READINGS) -> Look:
     state = "{" + ",".join(map(str, found["state"])) + "}"
     at = target._replace(schema=found["schema"])
     differs = list(_differences(at, found, columns))
+    version = found["timescaledb"]
+    is_old = version and (*map(int, re.findall(r"\d+", version)[:3]),) < _TIMESCALEDB_MIN
+    if is_old and await connection.fetchval(_IS_COMPRESSED, at.schema, at.table):
+        needed = ".".join(map(str, _TIMESCALEDB_MIN))
+        said = f"{quoted(at.table)} is a hypertable with compression, and TimescaleDB {version} "
+        said += f"loses late readings in it: update it to {needed} or later (alter extension)"
+        differs.append((said, "alter extension timescaledb update;"))
     difference = "; ".join(said for said, _ in differs) or None
     repairs = [sql for _, sql in differs if sql]
     renames = [each for each in repairs if "THE_COLUMN" in each]  # then the others differ
