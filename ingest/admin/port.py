@@ -22,7 +22,7 @@ import orjson
 from ingest.admin.exposition import Exposition
 from ingest.admin.guard import CSRF_HEADER, Guard
 from ingest.http.bodies import Bodies
-from ingest.http.request_and_answer import Answer, Request
+from ingest.http.request_and_answer import Answer, Request, accepts_gzip
 from ingest.http.routes import POST, READ, Port, Route, answered, probes
 from ingest.model.errors import Refused
 from ingest.model.ledger import Ledger
@@ -231,7 +231,7 @@ class _Shared:
         self._next_s = 0.0
 
     async def answer(self, request: Request, query: str, received_s: float) -> Answer:
-        small = self._compress and "gzip" in request.headers.get("Accept-Encoding", "")
+        small = self._compress and accepts_gzip(request.headers)
         key = (query, small, self._see(request))
         if key not in self._waiting and len(self._waiting) >= WAITING_MAX:
             raise Refused("busy", "other queries of this page are waited for", retry_after_s=2)

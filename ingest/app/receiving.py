@@ -75,8 +75,11 @@ def make_endpoint(
     on_refused: OnRefused,
     on_decoded: Callable[[Decoded], None] | None = None,
     tokens: Tokens | None = None,
+    gateways: int = 1,
 ) -> Endpoint:
     """Return the data port, which is not started yet; see Endpoint.
+
+    It is one of so many `gateways` that share the limits of the settings.
 
     Raises ConfigError, and StartError if the certificate cannot be used.
     """
@@ -109,13 +112,13 @@ def make_endpoint(
         dead_letters=dead_letters,
         ledger=ledger,
         access=access,
-        senders=Senders(access, _limits(settings), ledger),
+        senders=Senders(access, _limits(settings, gateways), ledger),
         admission=admission,
         database=database,
         health=health,
         on_refused=on_refused,
         on_decoded=on_decoded,
-        connection_s_max=CONNECTION_S if settings.gateways > 1 else math.inf,
+        connection_s_max=CONNECTION_S if gateways > 1 else math.inf,
         certificate=_certificate(settings),
         proxies=Proxies(trusted) if (trusted := networks(settings.trusted_proxies)) else None,
     )
@@ -160,12 +163,12 @@ def _source_options(settings: Settings, lines: LineOptions) -> SourceOptions:
     )
 
 
-def _limits(settings: Settings) -> SenderLimits:
+def _limits(settings: Settings, gateways: int) -> SenderLimits:
     """Return what one sender may send, if its token says nothing else."""
     return SenderLimits(
         Rates(settings.sender_readings_per_s_max, settings.sender_posts_per_s_max, SENDER_BURST_S),
         settings.sender_connections_max,
-        settings.gateways,
+        gateways,
     )
 
 

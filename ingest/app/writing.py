@@ -24,7 +24,6 @@ from ingest.dead_letters.auto_replay import (
     ReplaySource,
 )
 from ingest.model.causes import (
-    LETTERS_FULL,
     NO_SUCH_HOST,
     NOT_DURABLE,
     SCHEMA,
@@ -237,7 +236,6 @@ class WritingHalf:
             outlet_stats=self._outlet.stats,
             ledger=self._ledger,
             database_up=lambda: self.database_state.is_open,
-            letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
             tables=make_tables(settings),
             post_rows_max=settings.post_rows_max,
             rows_per_s=settings.dlq_replay_rows_per_s,

@@ -146,7 +146,7 @@ COMMAND = Command(
             "print the readings that a body on stdin would become, or why it would not",
             (
                 "ingest sources try esp --sources-file sources.toml",
-                "ingest sources try chirpstack --query event=up",
+                "ingest sources try chirpstack < uplink.json",
                 "ingest sources try shelly --get --query 'device=ht1&temperature=21.5'",
                 "ingest sources try house --topic sensors/greenhouse/temp",
             ),

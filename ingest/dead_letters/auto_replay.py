@@ -69,7 +69,7 @@ class Replayer:
     """The replay of one process. `run` ends soon after `stopping` is set; it is never cancelled.
 
     It sends at most `rows_per_s`, one block at a time, and searches for letters every `pause_s`.
-    `letters_full`: this pauses the writes. `tables` are the declared ones.
+    `tables` are the declared ones.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class Replayer:
         outlet_stats: Callable[[], BufferStats],
         ledger: Ledger,
         database_up: Callable[[], bool],
-        letters_full: Callable[[], bool],
         tables: Tables,
         post_rows_max: int,
         rows_per_s: int,
@@ -91,7 +90,6 @@ class Replayer:
         self._outlet_stats = outlet_stats
         self._ledger = ledger
         self._database_up = database_up
-        self._letters_full = letters_full
         self._tables = tables
         self._given_up: Ack | None = None  # of a block for which `_send` stopped waiting
         self._rows_per_s = rows_per_s
@@ -168,9 +166,10 @@ class Replayer:
     ) -> Outcome | None:
         """Send one block and wait for its outcome. Return None if the service stops before.
 
-        Return None too if writes are paused because the dead letters are full. To discard some of
-        them an operator needs the replay lock. The block itself is still written later. Its letters
-        are not marked, so they are sent once more; the table's key makes that harmless.
+        Return None too if the database goes away or writes are paused: that may last, and to
+        discard some letters an operator needs the replay lock. The block itself is still written
+        later. Its letters are not marked, so they are sent once more; the table's key makes that
+        harmless.
         If the database refuses rows now, the writer dead-letters them with that reason.
         """
         reservation = await self._inlet.reserve(len(letters), len(tuples), awaited=True)
@@ -188,7 +187,7 @@ class Replayer:
         block.doubtful = True  # an earlier write of it may have been committed
         await reservation.put(block)
         self._ledger.replayed += block.rows
-        while not (ack.resolved or stopping.is_set() or self._letters_full()):
+        while not (ack.resolved or stopping.is_set()) and self._database_up():
             await first_of(ack.wait(), stopping.wait(), within_s=LOOK_S)
         if ack.resolved:
             return await ack.wait()

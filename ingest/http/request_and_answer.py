@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from asyncio import Transport
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -284,6 +284,15 @@ Reply = Answer | Coroutine[Any, Any, Answer] | None
 def _date(second: int) -> bytes:
     """Return the value of the Date header, formatted once a second."""
     return formatdate(second, usegmt=True).encode()
+
+
+def accepts_gzip(headers: Mapping[str, str]) -> bool:
+    """Whether the client takes an answer that gzip has made smaller (RFC 9110, 12.5.3)."""
+    for coding in headers.get("Accept-Encoding", "").split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip().lower() == "gzip":
+            return weight.replace(" ", "").rstrip("0.") != "q="
+    return False
 
 
 def problem(refused: Refused, *, headers: bytes = b"", close: bool = False) -> Answer:

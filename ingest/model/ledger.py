@@ -162,6 +162,11 @@ class Ledger:
         return (self.gauges.buffer().rows if self.gauges else 0) + self.at_receiver
 
     @property
+    def set_aside(self) -> int:
+        """Readings that became dead letters; one that was sent again and came back is one."""
+        return max(0, sum(self.dead_lettered.values()) - self.replayed)
+
+    @property
     def imbalance(self) -> int:
         """The balance check: 0, or readings were lost (> 0) or counted twice (< 0)."""
         came = self.received + self.recovered + self.replayed + self.delivered

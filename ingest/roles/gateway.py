@@ -187,6 +187,7 @@ class Gateway(Role):
         tail.watched = 1  # the page is elsewhere, so this does not know whether one is open
         self.endpoint = make_endpoint(
             settings,
+            gateways=settings.gateways,
             inlet=self.inlet,
             levels=self.inlet.levels,
             dead_letters=self.dead_letters,
@@ -271,7 +272,7 @@ class Gateway(Role):
         ledger = self.ledger
         return {
             "published": ledger.published,
-            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "dead_lettered": ledger.set_aside,
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,
         }

@@ -221,7 +221,7 @@ class StreamWriter(Role):
         ledger = self.ledger
         return {
             "committed": ledger.committed + ledger.duplicate,
-            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "dead_lettered": ledger.set_aside,
             "returned": ledger.returned,
             "held": ledger.held,
             "lost": max(0, ledger.imbalance) + ledger.held,

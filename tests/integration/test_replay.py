@@ -290,6 +290,33 @@ async def test_replay_waits_for_one_by_hand_and_lets_it_in_between(folder: InFol
         await until_live(folder, 0)
 
 
+async def test_operator_gets_the_lock_while_the_database_is_away(folder: InFolder) -> None:
+    """Also if a block waits to be written: the letters may be discarded meanwhile."""
+    await folder.write(drained(20))
+    async with folder.running(writing=False) as half:
+        await until_replayed(half, bool)
+        half.up = False
+        async with asyncio.timeout(5):
+            lock = await hold_replay_lock(folder.folder)
+        lock.close()
+        assert len(await folder.read()) == 20
+
+
+async def test_last_line_counts_each_dead_letter_once(
+    folder: InFolder, readings_connection: asyncpg.Connection
+) -> None:
+    """However often it was sent again, and failed again."""
+    await readings_connection.execute(GATE.format("true"))
+    async with folder.running(replace(SETTINGS, retries_max=0)) as half:
+        await half.post(block_of(make_reading() for _ in range(2)))
+        await until_replayed(half, lambda sent: sent >= 6)
+        assert sum(half.ledger.dead_lettered.values()) >= 6
+        assert half.ledger.set_aside <= 2
+        await readings_connection.execute(OPEN)
+        await until_live(folder, 0)
+        assert (half.ledger.committed, half.ledger.set_aside) == (2, 0)
+
+
 async def test_replay_clears_away_what_is_finished(
     folder: InFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

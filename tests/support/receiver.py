@@ -133,6 +133,7 @@ class OverFakes:
         self.refused_posts = RefusedPosts(self.ledger)
         self.endpoint = make_endpoint(
             self.settings,
+            gateways=self.settings.gateways,
             inlet=inlet,
             dead_letters=self.dead_letters,
             ledger=self.ledger,

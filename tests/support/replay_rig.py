@@ -25,7 +25,6 @@ from ingest.dead_letters.queue import DeadLetterQueue
 from ingest.dead_letters.store import LetterStore, LiveLetter, Selection, Tally, once
 from ingest.formats.post import Rules
 from ingest.model.block import Block
-from ingest.model.causes import LETTERS_FULL
 from ingest.model.errors import IngestError, ReplayStopped
 from ingest.model.ledger import Gauges, Ledger
 from ingest.model.ports import Sink
@@ -71,7 +70,6 @@ class Half:
             outlet_stats=self.buffer.stats,
             ledger=self.ledger,
             database_up=lambda: self.up and self.database_state.is_open,
-            letters_full=lambda: self.database_state.hold_reason == LETTERS_FULL,
             tables=make_tables(settings),
             post_rows_max=min(settings.post_rows_max, 100),
             rows_per_s=settings.dlq_replay_rows_per_s,

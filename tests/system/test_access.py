@@ -64,6 +64,15 @@ async def test_tokens_are_rotated_under_load_without_a_refused_post(
         assert using not in told
 
 
+async def test_limits_of_serve_are_not_divided_among_the_gateways_of_up(
+    open_tmp_path: Path, at_hand: dict[str, Any]
+) -> None:
+    """One file of settings may be for both. What a quiet sender may send is that of ten seconds."""
+    limits = {"sender_posts_per_s_max": 0.2, "gateways": 2}
+    async with Service(open_tmp_path, buffer="memory", **limits, **at_hand) as service:
+        assert [(await service.post(READING)).status for _ in range(3)] == [202, 202, 429]
+
+
 @pytest.mark.parametrize("command", ["serve", "up"])
 async def test_start_beyond_the_loopback_without_tokens_says_what_to_do(
     open_tmp_path: Path, command: str

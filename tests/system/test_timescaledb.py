@@ -89,23 +89,19 @@ async def test_old_chunks_are_dropped_after_a_yes(server: Server) -> None:
     await connection.close()
 
 
-async def test_version_that_loses_late_readings_is_refused(server: Server) -> None:
+async def test_version_that_loses_late_readings_is_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The edition here has no compression: the catalog of the extension says that it is used."""
     connection = await asyncpg.connect(server.url_of_superuser)
     await schema.apply(connection)
     await connection.execute("select create_hypertable('readings', by_range('ts'))")
-    old = "update pg_extension set extversion = '2.18.0' where extname = 'timescaledb'"
-    for change in (old, "update _timescaledb_catalog.hypertable set compression_state = 1"):
-        assert (await schema.look(connection)).difference is None
-        await connection.execute(change)
-    found = await schema.look(connection)
-    assert found.difference is not None
-    assert "TimescaleDB 2.18.0 loses late readings in it: update it to 2.18.1" in found.difference
-    with pytest.raises(StartError, match=r"update it to 2\.18\.1 or later"):
+    monkeypatch.setattr(schema, "_TIMESCALEDB_MIN", (9, 0, 1))
+    assert (await schema.look(connection)).difference is None
+    await connection.execute("update _timescaledb_catalog.hypertable set compression_state = 1")
+    with pytest.raises(StartError, match=r"late readings in it: update it to 9\.0\.1 or later"):
         await schema.apply(connection)
-    await connection.execute(
-        "update pg_extension set extversion = '2.18.1' where extname like 't%'"
-    )
+    monkeypatch.undo()
     assert (await schema.look(connection)).difference is None
     await connection.close()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ingest
 from ingest.admin.dashboard.query import parameters
-from ingest.http.request_and_answer import Answer, Request
+from ingest.http.request_and_answer import Answer, Request, accepts_gzip
 from ingest.model.errors import Refused
 
 FOLDER = Path(__file__).parent / "page"
@@ -94,7 +94,7 @@ def compressed(
     status: int = 200,
 ) -> Answer:
     """Answer with a body, compressed by gzip if the client accepts that (`small`, if given)."""
-    if "gzip" not in headers.get("Accept-Encoding", ""):
+    if not accepts_gzip(headers):
         return Answer(status, plain, kind, headers=lines)
     body = small if small is not None else gzip.compress(plain, 6)
     return Answer(status, body, kind, headers=lines + b"Content-Encoding: gzip\r\n")

@@ -212,7 +212,7 @@ class Core:
         await self.dead_letters.close()
         return Drained(
             ledger.committed + ledger.duplicate,
-            sum(ledger.dead_lettered.values()),
+            ledger.set_aside,
             ledger.held,
             max(0, ledger.imbalance) + ledger.held - self.buffer.stats().rows_kept,
         )

@@ -334,9 +334,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "time": ["uplink_message.received_at", "received_at"],
         "values": "uplink_message.decoded_payload",
     },
-    # ChirpStack 4, HTTP integration: all events come to one URL.
+    # ChirpStack 4, by HTTP or MQTT: of all events only an uplink has `rxInfo`.
     "chirpstack": {
-        "when": {"$query.event": "up"},
+        "when": {"rxInfo": ANY},
         "device": "deviceInfo.devEui",
         "time": "time",
         "values": "object",

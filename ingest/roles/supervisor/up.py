@@ -340,7 +340,7 @@ class Supervisor:
         ledger = self.overview.instances.ledger
         return {
             "committed": ledger.committed + ledger.duplicate,
-            "dead_lettered": sum(ledger.dead_lettered.values()),
+            "dead_lettered": ledger.set_aside,
             "held": ledger.held,
             "lost": self._children.lost,
         }

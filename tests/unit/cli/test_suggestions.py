@@ -31,7 +31,7 @@ def _file(tmp_path: Path) -> Path:
 
 EARLIER = "source 2 ('esp'), key name: it is the name of an earlier source"
 SAME_PATH = '[[source]]\npreset="ttn"\npath="/a/b"\n' + ESP + 'path="/a/b"\n'
-CHIRPSTACK = b'{"deviceInfo":{"devEui":"01"},"object":{"t":1}}'
+CHIRPSTACK = b'{"deviceInfo":{"devEui":"01"},"object":{"t":1},"rxInfo":[{}]}'
 AT = "--sources-file {file}"
 TRIED = [
     Step(f"try esp {AT}", out=["  esp-1  temp  21.4\n", "  esp-1  hum  40.0\n"], body=BODY),
@@ -66,12 +66,12 @@ TRIED = [
     Step(f"try epp {AT}", 2, err=["there is no source 'epp'"]),
     # A preset needs no file. What comes beside the body is given as flags.
     Step(
-        "try chirpstack --query event=up",
+        "try chirpstack",
         out=["  01  t  1.0\n"],
         err=["this is the preset"],
         body=CHIRPSTACK,
     ),
-    Step("try chirpstack --query event=ack", 1, ["ignored: 1"], body=CHIRPSTACK),
+    Step("try chirpstack", 1, ["ignored: 1"], body=CHIRPSTACK.replace(b"rx", b"tx")),
     Step("try airgradient --in-path device=a", out=["  a  object.t  1.0\n"], body=CHIRPSTACK),
     Step("try ttn --header x", 2, err=["write NAME:VALUE"]),
     Step("list --config {file}", 2, err=["setting sources_file"]),

@@ -117,7 +117,6 @@ async def test_automatic_replay_makes_rows_again(tmp_path: Path) -> None:
         outlet_stats=buffer.stats,
         ledger=Ledger(),
         database_up=lambda: True,
-        letters_full=lambda: False,
         tables=TABLES,
         post_rows_max=100,
         rows_per_s=100_000,

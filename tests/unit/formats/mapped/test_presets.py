@@ -41,6 +41,15 @@ def test_preset_reads_the_body_of_its_sender(name: str) -> None:
     assert rest == ([], 0)
 
 
+def test_chirpstack_reads_what_its_broker_has() -> None:
+    """There the event is the last level of the topic."""
+    body, _, expected = BODIES["chirpstack"]
+    topic = "application/1/device/0101010101010101/event/{}"
+    assert read({"preset": "chirpstack"}, body, {"topic": topic.format("up")})[0] == expected
+    join = '{"time":"2026-05-01T12:00:00+00:00","deviceInfo":{"devEui":"01"},"devAddr":"00189440"}'
+    assert read({"preset": "chirpstack"}, join, {"topic": topic.format("join")}) == ([], ([], 1))
+
+
 @pytest.mark.parametrize("name", EVENTS)
 def test_event_of_another_kind_is_ignored(name: str) -> None:
     """They come to the same address."""
