@@ -53,7 +53,7 @@ from ingest.access.token_lines import TokenEntry, digest_of, entry_line
 from loadgen.measure.histogram import Histogram
 
 THIS = "this"
-ROWS_MAX = 4_000_000
+ROWS_MAX = 12_000_000
 MEMORY = ("--buffer-rows-max", str(ROWS_MAX), "--buffer-bytes-max", str(256 * ROWS_MAX))
 HUNDREDS = Load(rows=100)
 LOAD_US = 10_000_000  # between the first timestamps of two loads

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from ingest.config.loading import Loaded
 from ingest.config.settings import Settings, groups, help_text, metavar
 from ingest.config.values import check_forward_name, checked, flag_name, nearest
-from ingest.model.errors import IngestError
+from ingest.model.errors import ConfigError, IngestError
 from ingest.system.words import command_words
 
 DEST = "setting."  # keeps flags of settings apart from arguments of a command
@@ -73,6 +73,13 @@ def say(line: str) -> None:
 Options = TypeVar("Options")
 Ended = int | Ending
 Run = Callable[[argparse.Namespace, Loaded], Ended | Coroutine[Any, Any, Ended]]
+
+
+def admin_listen_of(loaded: Loaded, usual: str) -> str:
+    """Return where the page of a command that takes no posts listens. Raises ConfigError."""
+    if loaded.origins["listen"] == flag_name("listen"):
+        raise ConfigError("this command takes no posts; where its page is, --admin-listen says")
+    return usual if loaded.origins["admin_listen"] == "default" else loaded.settings.admin_listen
 
 
 class Parser(argparse.ArgumentParser):

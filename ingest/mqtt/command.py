@@ -8,7 +8,15 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from ingest.app.annexes import needs
-from ingest.cli.parser import Command, flag, forward_name, option_flags, options_of, say
+from ingest.cli.parser import (
+    Command,
+    admin_listen_of,
+    flag,
+    forward_name,
+    option_flags,
+    options_of,
+    say,
+)
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
 from ingest.config.origins import read_secret
@@ -30,14 +38,13 @@ def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     for topic in args.topic:
         check_filter(topic)
     wanted = _wanted(args)
-    is_default = loaded.origins["admin_listen"] == "default"
     return on_uvloop(
         run_client(
             loaded.settings,
             ROLE,
             wanted.name,
             lambda folder, process: MqttService(loaded.settings, wanted, folder, process),
-            admin_listen=ADMIN_LISTEN if is_default else loaded.settings.admin_listen,
+            admin_listen=admin_listen_of(loaded, ADMIN_LISTEN),
             does=f"takes messages of {wanted.address.shown} for {wanted.target.shown}",
             announce=say,
         )

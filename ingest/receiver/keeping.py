@@ -96,6 +96,7 @@ class Keeping:
         self._database = database
         self._outcomes = outcomes
         self._waiting = Counter[str]()  # bytes of each sender
+        self._waiting_bytes = 0  # of all of them
         self._collecting = asyncio.Lock(), asyncio.Lock()  # the second one: of awaited blocks
         self._posts_inside = 0
         self._tails: set[asyncio.Task[None]] = set()  # each keeps a post that is answered already
@@ -271,16 +272,18 @@ class Keeping:
     @contextmanager
     def _counted(self, size_bytes: int, sender: str) -> Iterator[None]:
         """Count what waits with a post and is counted nowhere else. Raises BufferFull."""
-        own_bytes, all_bytes = self._waiting[sender], self._waiting.total()
+        own_bytes, all_bytes = self._waiting[sender], self._waiting_bytes
         # A sender leaves as much to others as its own posts take, as in buffers/waiting.py.
         left_bytes = own_bytes + size_bytes if own_bytes else 0
         if all_bytes and all_bytes + size_bytes + left_bytes > WAITING_BYTES_MAX:
             raise BufferFull(FULL_S)
         self._waiting[sender] += size_bytes
+        self._waiting_bytes += size_bytes
         try:
             yield
         finally:
             self._waiting[sender] -= size_bytes
+            self._waiting_bytes -= size_bytes
             if not self._waiting[sender]:
                 del self._waiting[sender]
 

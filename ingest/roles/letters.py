@@ -50,6 +50,7 @@ from ingest.roles.nats.protocol import (
     REPLAY,
     REPLAYED_SUBJECTS,
     Message,
+    delivered_as,
 )
 from ingest.roles.nats.publishing import Publisher
 from ingest.roles.nats.stream_state import StreamState
@@ -62,7 +63,6 @@ ALL_REASONS = f"{DEAD_LETTER_SUBJECT}*"
 _STREAM = Path(DEAD_LETTERS)
 PULL_S = 1.0  # how long a request for the one message stays with the broker
 LATE_S = 1.0
-_PLACE_PART = -4  # of a reply subject: ..place.delivery.time.pending
 _DONE, _WORKING, _NEVER = b"+ACK", b"+WPI", b"+TERM"
 UNDER_WAY_MAX = 128  # messages without an acknowledgement
 KNOWN_MAX = 50_000  # letters that are not written again while they are live; 200 bytes each
@@ -227,7 +227,7 @@ class StreamReplay:
         if message is None:
             yield False
             return
-        self._own_place = int(message.reply_to.split(".")[_PLACE_PART])
+        self._own_place = delivered_as(message.reply_to)[1]
         self._own_is_stored = False
         self._subjects, self._place = list(REPLAYED_SUBJECTS), 1
         keeping = asyncio.create_task(self._keep(message))

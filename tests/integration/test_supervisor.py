@@ -227,6 +227,13 @@ async def test_port_in_use_is_one_sentence(tmp_path: Path, gateways: int, shared
                 pass
 
 
+async def test_stream_that_is_larger_than_the_disk_names_the_setting(tmp_path: Path) -> None:
+    """Its default is 8 GiB, and a small board may have less."""
+    with pytest.raises(StartError, match=r"stream_bytes_max is .* bytes: set less, or free space"):
+        async with running_up(tmp_path, stream_bytes_max=1 << 50):
+            pass
+
+
 async def test_process_that_does_not_end_is_killed_at_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from ingest.cli.parser import Command, OneOf, flag, forward_name, option_flags, options_of, say
+from ingest.cli.parser import (
+    Command,
+    OneOf,
+    admin_listen_of,
+    flag,
+    forward_name,
+    option_flags,
+    options_of,
+    say,
+)
 from ingest.cli.serve import on_uvloop
 from ingest.config.loading import Loaded
 from ingest.config.origins import read_secret
@@ -28,8 +37,7 @@ def _run(args: argparse.Namespace, loaded: Loaded) -> int:
         ca_file=args.ca_file,
         options=options_of(ForwardOptions, args),
     )
-    is_default = loaded.origins["admin_listen"] == "default"
-    admin_listen = ADMIN_LISTEN if is_default else loaded.settings.admin_listen
+    admin_listen = admin_listen_of(loaded, ADMIN_LISTEN)
     return on_uvloop(forward(loaded.settings, wanted, admin_listen=admin_listen, announce=say))
 
 

@@ -25,6 +25,7 @@ NO_MESSAGE = 10037
 NOTHING_TO_DELETE = (10043, 10057)  # between other messages, or not
 STORE_FAILED = 10077
 _OF_BOUNDS = "exceeded"  # in the text of STORE_FAILED: the stream is full, and its disk is well
+_REPLY_PARTS = 9  # of the subject of a reply, without a domain
 STREAM = "INGEST"
 SUBJECT = "ingest.in.0"  # of all blocks; one, since the order of readings does not matter
 # No message has it. A stream that has it may hold rows of declared tables (model/moments.py), which
@@ -104,6 +105,18 @@ _MEANINGS = {
     10025: Meaning.WRONG,  # a setting that is not possible
     10012: Meaning.WRONG,  # a setting of a consumer that is not possible
 }
+
+
+def delivered_as(reply_to: str) -> tuple[int, int, int]:
+    """Return how often a message was given, its place, and the number of this delivery.
+
+    The subject is $JS.ACK.[domain.account.]stream.consumer.tries.place.delivery.time.pending, and
+    with a domain it has a random part behind that.
+    """
+    parts = reply_to.split(".")
+    at = 4 if len(parts) == _REPLY_PARTS else 6
+    tries, place, delivery = map(int, parts[at : at + 3])
+    return tries, place, delivery
 
 
 class PubAck(NamedTuple):

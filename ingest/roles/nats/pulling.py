@@ -23,7 +23,7 @@ import msgspec
 from ingest.model.errors import BrokerAway, BrokerRefused
 from ingest.roles.nats import streams
 from ingest.roles.nats.connection import WARNING_S, BrokerConnection
-from ingest.roles.nats.protocol import AWAITED, STREAM, Message
+from ingest.roles.nats.protocol import AWAITED, STREAM, Message, delivered_as
 from ingest.roles.nats.stream_state import StreamState, state_of
 from ingest.roles.nats.streams import Names
 from ingest.system import clock
@@ -35,7 +35,6 @@ HEARTBEAT_S = 1.0
 SILENCE_S_MAX = 3.0
 AGAIN_S_MAX = 0.5
 
-_PARTS = 9  # of a reply subject; with a domain there are two more before the stream
 _DONE, _LATER, _WORKING, _NEVER = b"+ACK", b"-NAK", b"+WPI", b"+TERM"
 
 _USED_UP = frozenset({"Batch Completed", "Message Size Exceeds MaxBytes"})
@@ -239,10 +238,7 @@ class Puller:
 
     def _deliver(self, message: Message) -> None:
         self._last_sign_s = clock.monotonic_s()
-        parts = message.reply_to.split(".")
-        # $JS.ACK.[domain.account.]stream.consumer.tries.place.delivery.time.pending[.random]
-        at = 4 if len(parts) == _PARTS else 6
-        tries, place, delivery = map(int, parts[at : at + 3])
+        tries, place, delivery = delivered_as(message.reply_to)
         if found := self._check.delivered(delivery, place, is_first=tries == 1):
             self._skipped(found)
         self.given(place)

@@ -416,7 +416,10 @@ class Servers:
                     for each in wanted:
                         await streams.apply(connection, each)
             except (BrokerAway, BrokerRefused) as error:
-                raise StartError(f"the stream could not be made: {error}") from error
+                size = f"stream_bytes_max is {self._settings.stream_bytes_max:,} bytes"
+                small = f"; {size}: set less, or free space on the disk"
+                hint = small if "(code 10047)" in str(error) else ""
+                raise StartError(f"the stream could not be made: {error}{hint}") from error
             return
         try:
             async with connected(self._address(_ADMIN), _ADMIN) as connection:

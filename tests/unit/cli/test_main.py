@@ -50,6 +50,20 @@ def interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["mqtt", "--mqtt-url", "mqtt://127.0.0.1", "--topic", "a", "--name", "a"],
+        ["forward", "--to", "http://127.0.0.1:9000/", "--name", "a"],
+    ],
+)
+def test_command_that_takes_no_posts_refuses_their_port(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would do nothing; the page of the command has another name."""
+    assert "--admin-listen" in failure(capsys, *words, "--listen", "127.0.0.1:0")
+
+
 def test_every_setting_is_a_flag_of_every_word(capsys: pytest.CaptureFixture[str]) -> None:
     """Every setting is a flag of every command; `serve --help` lists all of them."""
     with pytest.raises(SystemExit) as caught:
