@@ -347,6 +347,9 @@ def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]
     }
 
 
+_NOT_REACHED, _AFTER = "(not reached yet)", ", after "  # of what a state folder remembers
+
+
 class FirstContact:
     """Calls `taking` when posts are taken before the tables have been checked, if they `may_take`.
 
@@ -369,7 +372,7 @@ class FirstContact:
         self._is_embedded = is_embedded
         self._target = target
         self._known = False
-        self._remembered = self._unseen = ""
+        self._remembered = self._unseen = self._seen = ""
         self._occasionally = Occasionally(LOG_S)
         self._log = get_logger("service")
 
@@ -382,9 +385,11 @@ class FirstContact:
     def begin(self, url: str) -> None:
         """The first connection to this database is about to be made."""
         self._remembered, name = self._folder.remembered_database(), self._name(url)
-        self._unseen = f"{name} (not reached yet)"
-        self._known = self._may_take and self._remembered == name
-        if self._remembered not in ("", name, self._unseen):
+        self._unseen = f"{name} {_NOT_REACHED}"
+        last, _, before = self._remembered.partition(_AFTER)  # readings may wait for both
+        self._seen = last if _NOT_REACHED not in last else before
+        self._known = self._may_take and self._seen == name
+        if last not in ("", name, self._unseen):
             self._log.warning("database_changed", was=self._remembered, now=name)
         if self._known:
             self._taking()
@@ -393,7 +398,7 @@ class FirstContact:
         """No server can be used now, and the table has not been checked yet."""
         if not self._may_take or self._known:
             return
-        self._remember(self._unseen)
+        self._remember(self._unseen + (_AFTER + self._seen if self._seen else ""))
         self._taking()
         if self._occasionally.due("never seen") is not None:
             self._log.warning(

@@ -377,7 +377,14 @@ def test_changed_database_is_told_with_both_names(tmp_path: Path) -> None:
         assert found == ([told] if told else [])
         contact.away("no answer")
         if told:
-            assert folder.remembered_database() == f"{told[1]} (not reached yet)"
+            remembered = f"{told[1]} (not reached yet), after {told[0]}"
+            assert folder.remembered_database() == remembered
+            again = FirstContact(
+                make_health().taking_unchecked, folder, may_take=True, is_embedded=is_embedded
+            )
+            again.begin("postgresql://u@third/x")
+            again.away("no answer")
+            assert folder.remembered_database().endswith(f"(not reached yet), after {told[0]}")
         contact.checked(url)
 
 
