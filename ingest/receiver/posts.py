@@ -176,9 +176,10 @@ class Posts:
                 return to_head
             self.senders.take_post(request, plan.sender)
             body = request.body
+            if body is not None:
+                check_size(len(body), (form.limits or self.plain_bodies.limits).body_bytes_max)
             if body is None or not request.in_round or len(body) > SMALL_BYTES:
                 return inside(self.receive(request, form, plan))
-            check_size(len(body), (form.limits or self.plain_bodies.limits).body_bytes_max)
             post = self.post(plan, received_s)
             found = self._begun(form, body, plan, post)
             if not isinstance(found, (Points, Decoded)):  # as Generator it would take 0.2 us
