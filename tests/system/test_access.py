@@ -68,7 +68,7 @@ async def test_limits_of_serve_are_not_divided_among_the_gateways_of_up(
     open_tmp_path: Path, at_hand: dict[str, Any]
 ) -> None:
     """One file of settings may be for both. What a quiet sender may send is that of ten seconds."""
-    limits = {"sender_posts_per_s_max": 0.2, "gateways": 2}
+    limits: dict[str, Any] = {"sender_posts_per_s_max": 0.2, "gateways": 2}
     async with Service(open_tmp_path, buffer="memory", **limits, **at_hand) as service:
         assert [(await service.post(READING)).status for _ in range(3)] == [202, 202, 429]
 

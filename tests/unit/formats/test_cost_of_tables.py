@@ -124,8 +124,9 @@ def bodies(size: int = SIZE) -> Iterator[tuple[str, Begin, bytes]]:
     yield "lines good", begin_line, numbered(lambda number: LINE % number, size)
     yield "lines a line, blank ones", begin_line, LINE % 1 + repeated(b"\n", size)
     yield "lines with blank ones", begin_line, repeated(LINE % 1 + b"\n" * 500, size)
-    for piece in (0, None, {}, [], {"device_id": "d"}, {"device_id": "d", "value": "x"}):
-        yield f"msgpack {piece}", messagepack.begin, packed(piece, size)
+    values: list[Any] = [0, None, {}, [], {"device_id": "d"}, {"device_id": "d", "value": "x"}]
+    for value in values:
+        yield f"msgpack {value}", messagepack.begin, packed(value, size)
     for text in (b"{}\n", b"0\n", b'{"n":"d/v","v":1}\n', b'{"bn":"d/","v":1}\n', b'{"vs":""}\n'):
         yield f"senml {text!r}", senml.begin, array(repeated(text, size))
     for text in (b"{}\n", b"0\n", b"[]\n", b"{}" + b"\n" * 40, b'{"id":"d","v":1}\n'):
