@@ -1,13 +1,14 @@
 """`ingest doctor`: checks the machine, the state folder, the ports and the database.
 
 A finding is `ok`, `warn` (the service runs, but something is not good) or `FAIL` (it will not run,
-or cannot keep its promises). It says what to do. The doctor changes nothing; it only makes a state
-folder that is missing, without a database.
+or cannot keep its promises). It says what to do. The doctor changes nothing: it may run as root,
+and makes no folder that the user of the service could not write to.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import socket
@@ -146,16 +147,27 @@ def _open_files(settings: Settings) -> Check:
 
 def folder_checks(settings: Settings) -> Iterator[Check]:
     """Check the state folder: whether it can be used, its file system, its free space."""
-    try:
-        folder = StateFolder.open(state_dir(settings))
-    except IngestError as error:
-        yield Check("state folder", FAIL, str(error))
-        return
-    told, others = str(folder.path), folder.other_writers()
+    folder = StateFolder(state_dir(settings))
+    parts = [_nearest(part) for part in (folder.path, folder.journal, folder.dead_letters)]
+    for part in parts:
+        if not (part.is_dir() and os.access(part, os.W_OK | os.X_OK)):
+            told = f"cannot write to {part}; choose another folder with --state-dir"
+            yield Check("state folder", FAIL, told)
+            return
+    told, others = str(folder.path), ""
+    if parts[0] == folder.path:
+        others = folder.other_writers()
+    else:
+        told += " is missing: the first start makes it"
     yield judged("state folder", told, (others, WARN, f"{told}: {others}"))
     yield _file_system(folder, settings)
-    yield _free_space(folder, settings)
+    yield _free_space(StateFolder(parts[0]), settings)
     yield _journal(folder.journal, settings)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that this user can see."""
+    return next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
 
 
 def _file_system(folder: StateFolder, settings: Settings) -> Check:
@@ -263,8 +275,8 @@ def _bind_fault(host: str, port: int) -> str | None:
 
 def dead_letters_check(settings: Settings) -> Check:
     """Count the dead-letter entries that are neither replayed nor discarded."""
-    folder = StateFolder.open(state_dir(settings)).dead_letters
-    size, half = sum(size_bytes(each) for each in folder.iterdir()), settings.dlq_bytes_max // 2
+    folder = StateFolder(state_dir(settings)).dead_letters
+    size, half = sum(size_bytes(each) for each in folder.glob("*")), settings.dlq_bytes_max // 2
     room = Room(settings.dlq_bytes_max, auto_replay=settings.dlq_auto_replay)
     tally = Tally()
     live = sum(1 for each in segments(folder) for _ in undone_lines(each, tally=tally))

@@ -178,6 +178,25 @@ def test_part_that_is_a_mount_of_its_own_is_what_counts(
     assert state(database_url="postgresql://there/db") == ("ok" if part == "postgres" else "FAIL")
 
 
+def test_doctor_makes_no_folder_and_tells_what_cannot_be_written(tmp_path: Path) -> None:
+    """As root it would make folders that the service's user may not write to."""
+
+    def found(state: Path) -> Check:
+        checks = [*cli_doctor.folder_checks(Settings(state_dir=str(state)))]
+        return {each.name: each for each in checks}["state folder"]
+
+    told = found(tmp_path / "a" / "b")
+    assert told == Check(
+        "state folder", "ok", f"{tmp_path}/a/b is missing: the first start makes it"
+    )
+    assert cli_doctor.dead_letters_check(Settings(state_dir=f"{tmp_path}/a")).state == "ok"
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    told = found(tmp_path / "file" / "b")
+    assert told.state == "FAIL"
+    assert f"cannot write to {tmp_path}/file; choose" in told.detail
+
+
 def test_doctor_tells_of_damaged_segments_and_of_a_journal_left_behind(tmp_path: Path) -> None:
     """Files of the journal that are not read are reported with advice."""
     journal = tmp_path / "journal"
