@@ -394,11 +394,16 @@ class FirstContact:
         if self._known:
             self._taking()
 
+    def note(self) -> None:
+        """Readings may wait for this database from now on."""
+        if self._may_take and not self._known:
+            self._remember(self._unseen + (_AFTER + self._seen if self._seen else ""))
+
     def away(self, why: str) -> None:
         """No server can be used now, and the table has not been checked yet."""
         if not self._may_take or self._known:
             return
-        self._remember(self._unseen + (_AFTER + self._seen if self._seen else ""))
+        self.note()
         self._taking()
         if self._occasionally.due("never seen") is not None:
             self._log.warning(

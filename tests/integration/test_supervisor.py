@@ -317,6 +317,17 @@ async def test_commands_find_it_and_its_last_line_is_the_sum(
         assert "5" in line
 
 
+async def test_database_for_which_readings_wait_is_noted_before_it_is_reached(
+    tmp_path: Path,
+) -> None:
+    """Gateways take posts at once; a start without the URL would write them elsewhere."""
+    folder = StateFolder.open(tmp_path)
+    folder.remember_database("a:5432/x")
+    async with running_up(tmp_path, database_url="postgresql://u@b/x"):
+        noted = folder.remembered_database()
+    assert noted == "b:5432/x (not reached yet), after a:5432/x"
+
+
 async def test_server_at_another_place_restarts_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

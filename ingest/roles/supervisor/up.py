@@ -135,7 +135,7 @@ class Supervisor:
         self._contact = FirstContact(
             lambda: None,
             folder,
-            may_take=False,  # gateways take posts without a database
+            may_take=bool(settings.database_url),
             is_embedded=not settings.database_url,
             target=make_target(settings),
         )
@@ -181,6 +181,7 @@ class Supervisor:
     async def _start(self) -> None:
         folder = self._folder
         self._contact.begin(self._settings.database_url)
+        self._contact.note()  # gateways take posts without a database
         _, *durable = folder.durable_parts(embedded=not self._settings.database_url)  # no journal
         check_promise(durable, unsafe=self._settings.journal_unsafe, unless=UNLESS)
         self._family = await family_lock(folder.path / "children.lock")
