@@ -53,6 +53,8 @@ _REFUSED = frozenset({"not_json", "not_lines", "bad_parameter"}) | frozenset(
 )
 _FOR_EACH = frozenset({"empty", "all_invalid", "outside_scope"})  # each message would get the same
 
+ALL_IGNORED = "all_ignored"  # the code of a post that was taken, and of which nothing was read
+
 _log = get_logger("mqtt")
 
 
@@ -210,6 +212,7 @@ class MqttBridge:
                     continue
                 if answer.verdict is PostVerdict.TAKEN:
                     self._tally.taken += len(group)
+                    self._tell_ignored(group, answer)
                     for each in group:
                         self._done(each.message)
                 elif len(group) > 1 and not answer.for_each:
@@ -248,6 +251,13 @@ class MqttBridge:
         if answer.verdict is PostVerdict.TAKEN:
             self.delivery.taken()
         return answer
+
+    def _tell_ignored(self, group: list[MessagePart], answer: PostAnswer) -> None:
+        """Tell of filters that bring nothing. A post with a source has one topic."""
+        topic = group[0].message.topic
+        ignored = answer.code == ALL_IGNORED
+        for name in self._tally.ignored.note(topic, len(group), ignored=ignored):
+            _log.warning("mqtt_all_ignored", filter=name, topic=topic[:QUOTED_CHARACTERS])
 
     # Messages that the service does not take
 
@@ -337,7 +347,7 @@ class PostAnswer(NamedTuple):
 def answer_of(status: int, body: bytes) -> PostAnswer:
     """Return what an answer means."""
     if 200 <= status < 300:
-        return PostAnswer(PostVerdict.TAKEN, "", "")
+        return PostAnswer(PostVerdict.TAKEN, ALL_IGNORED if _is_ignored(body) else "", "")
     code, why = _said(body)
     said = f"{status} {code}: {why}" if code or why else str(status)
     verdict = PostVerdict.AGAIN
@@ -346,6 +356,21 @@ def answer_of(status: int, body: bytes) -> PostAnswer:
     elif status == 413 or (status == 403 and code == "outside_scope"):
         verdict = PostVerdict.NOT_NOW
     return PostAnswer(verdict, code or f"http_{status}", said, code in _FOR_EACH)
+
+
+def _is_ignored(body: bytes) -> bool:
+    """Whether a source has read nothing: other answers have no `ignored`."""
+    if b'"ignored":' not in body:
+        return False
+    try:
+        document = orjson.loads(body)
+    except ValueError:
+        return False
+    return (
+        isinstance(document, dict)
+        and bool(document.get("ignored"))
+        and not (document.get("accepted") or document.get("faulty"))
+    )
 
 
 def _said(body: bytes) -> tuple[str, str]:

@@ -46,7 +46,7 @@ class MqttService(ClientService):
         )
         super().__init__(settings, wanted.name, client, folder, process)
         self._wanted = wanted
-        self.tally = MqttTally()
+        self.tally = MqttTally(wanted.topics)
         self._form = form_of(wanted.form, wanted.source)
         self.work = self.bridge = MqttBridge(
             client,
@@ -82,8 +82,9 @@ class MqttService(ClientService):
 
     def further(self) -> Mapping[str, str]:
         """Return what /readyz says beside the state."""
-        count = self.bridge.set_aside_messages
-        return {"set_aside": str(count)} if count else {}
+        aside, ignored = self.bridge.set_aside_messages, self.tally.ignored.all_ignored
+        said = {"set_aside": str(aside)} if aside else {}
+        return said | ({"all_ignored": ", ".join(ignored)} if ignored else {})
 
     async def connect(self) -> None:
         """Start the session at the broker; see ClientService."""

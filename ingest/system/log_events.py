@@ -124,6 +124,7 @@ EVENTS: dict[str, str] = {
     "mqtt_topics_not_kept": "The list of topics, for a change of --topic, is not written.",
     "mqtt_post_failed": "The service did not take messages.",
     "mqtt_service_back": "The service takes posts again.",
+    "mqtt_all_ignored": "The source has ignored the last 20 messages of a filter.",
     "mqtt_refused": "The service refuses messages for good: they become dead letters.",
     # Dead letters
     "dead_letter_write_failed": "The disk did not take dead letters.",

@@ -237,6 +237,36 @@ async def test_topics_that_are_wanted_no_more_and_two_with_one_name(tmp_path: Pa
                 await until(lambda: told in first.state()[1], 30)  # noqa: B023  it ends here
 
 
+async def test_filter_of_which_the_source_ignores_all_is_told(tmp_path: Path) -> None:
+    """Until a message of it is read. Other filters are not named."""
+    file = tmp_path / "sources.toml"
+    told = 'name = "s"\ndevice = "$topic.2"\nvalues = "."\nwhen = {kind = "up"}\n'
+    file.write_text(f"[[source]]\n{told}")
+    async with (
+        Mosquitto(tmp_path / "broker") as broker,
+        publisher(broker.port) as client,
+        running_receiver(sources_file=str(file)) as service,
+        bridge(
+            tmp_path / "state",
+            broker.url,
+            int(service.address.rpartition(":")[2]),
+            source="s",
+            path="/v1/in/s",
+            topics=("a/#", "b/+"),
+        ) as ours,
+    ):
+        await publish(client, [b'{"kind":"up","v":1}'], "b/d")
+        await publish(client, [b'{"kind":"down","v":1}'] * 19, "a/d")
+        await until(lambda: ours.tally.taken == 20)
+        assert "all_ignored" not in json.loads(ours.readyz()[1])
+        await publish(client, [b'{"kind":"down","v":1}'], "a/other/x")
+        await until(lambda: json.loads(ours.readyz()[1]).get("all_ignored") == "a/#")
+        values = {metric.name: value for metric, value in ours.metrics()}
+        assert values["mqtt_ignored_filters"] == 1
+        await publish(client, [b'{"kind":"up","v":2}'], "a/d")
+        await until(lambda: "all_ignored" not in json.loads(ours.readyz()[1]))
+
+
 async def test_too_many_for_the_service_stay_with_the_broker(tmp_path: Path) -> None:
     """Memory has a bound: the receive window, and for a broker without one the socket."""
     count = 1_000
