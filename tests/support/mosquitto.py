@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
@@ -152,6 +152,10 @@ class MqttProcess(Service):
     command = "mqtt"
     data_url_in = re.compile(r"for (http\S+);")
     admin_url_in = re.compile(r"metrics: (http://\S+)")
+
+    def __init__(self, state_dir: Path, **settings: Any) -> None:
+        super().__init__(state_dir, **settings)
+        del self._settings["listen"]  # it takes no posts, and refuses the flag
 
     async def sample(self, name: str, **labels: str) -> float:
         """Return one sample of /metrics."""
